@@ -1,0 +1,78 @@
+"""What a model family is to the rest of the program."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from dpo_core.embedded import resolve_model
+from dpo_core.noising import Noising
+from dpo_core.section import Section
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class LoadedFamily(Protocol):
+    """A family with its weights in memory. The denoiser is the network that is trained; the rest is frozen."""
+
+    denoiser: torch.nn.Module
+    noising: Noising
+    lora_targets: tuple[str, ...]
+
+    def encode_images(
+        self, pixels: UInt8[Tensor, "n 3 height width"]
+    ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n c h w"]]:
+        """Mean and standard deviation of the VAE posterior, float32, not scaled."""
+        ...
+
+    def scale_latents(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """From the VAE's space to the denoiser's."""
+        ...
+
+    def encode_text(self, captions: list[str]) -> Any:
+        """Conditioning of each caption, in order; an opaque value that ``predict`` understands."""
+        ...
+
+    def predict(
+        self, denoiser: torch.nn.Module, noisy: Float[Tensor, "n c h w"], timesteps: Int[Tensor, " n"], text: Any
+    ) -> Float[Tensor, "n c h w"]:
+        """One forward pass of ``denoiser`` (the policy or its reference)."""
+        ...
+
+    def export(self, folder: Path, dtype: torch.dtype, lora: bool) -> None:
+        """Write what diffusers loads: a pipeline folder, or a LoRA file when ``lora``."""
+        ...
+
+
+class Family(Section):
+    """Which pretrained model, and how its family works."""
+
+    model: str = "embedded"
+    """A diffusers folder, a hub id, or ``embedded``: the tiny model that ships with the package."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    variant: str | None = None
+    """File variant of a hub model, such as fp16."""
+
+    @property
+    def source(self) -> str:
+        """The folder or hub id that diffusers is asked for."""
+        return resolve_model(self.model)
+
+    def load(self, device: torch.device, precision: Precision) -> LoadedFamily:
+        raise TypeError(f"{type(self).__name__} does not say how to load a model")
+
+
+def weights_hash(modules: Iterable[torch.nn.Module]) -> str:
+    """sha256 over names, shapes and float32 values of all weights: which model this really is."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

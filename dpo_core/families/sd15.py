@@ -1,0 +1,114 @@
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, a U-Net, epsilon- or v-prediction."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from dpo_core.families.base import DTYPES, Family, Precision
+from dpo_core.noising import noising_of
+
+
+class SD15(Family):
+    """The Stable Diffusion 1.x / 2.x family (Rombach et al., arXiv 2112.10752)."""
+
+    kind: Literal["sd15"] = "sd15"
+
+    def load(self, device: torch.device, precision: Precision) -> "LoadedSD15":
+        """Load the pipeline's parts: the U-Net in float32, the frozen encoders in ``precision``.
+
+        Raises ValueError when the folder or hub id does not hold a Stable Diffusion pipeline.
+        """
+        return LoadedSD15(self, device, precision)
+
+
+class LoadedSD15:
+    """A Stable Diffusion pipeline taken apart."""
+
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+
+    def __init__(self, config: SD15, device: torch.device, precision: Precision) -> None:
+        from diffusers import StableDiffusionPipeline
+
+        try:
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                config.source,
+                revision=config.revision,
+                variant=config.variant,
+                safety_checker=None,
+                requires_safety_checker=False,
+                torch_dtype=torch.float32,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"family.model: {config.model!r} cannot be loaded as a Stable Diffusion pipeline: {error}. "
+                "Allowed: a diffusers folder with safetensors weights, a hub id, or 'embedded'."
+            ) from error
+        self.config = config
+        self.device = device
+        self.pipeline = pipeline
+        self.denoiser = pipeline.unet.to(device).requires_grad_(False).eval()
+        self.vae = pipeline.vae.to(device, DTYPES[precision]).requires_grad_(False).eval()
+        self.text_encoder = pipeline.text_encoder.to(device, DTYPES[precision]).requires_grad_(False).eval()
+        self.tokenizer = pipeline.tokenizer
+        self.noising = noising_of(dict(pipeline.scheduler.config))
+        self._text: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def encode_images(
+        self, pixels: UInt8[Tensor, "n 3 height width"]
+    ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n c h w"]]:
+        images = pixels.to(self.device).float().div_(127.5).sub_(1.0)
+        posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+        return posterior.mean.float(), posterior.std.float()
+
+    def scale_latents(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        return latents * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def encode_text(self, captions: list[str]) -> Float[Tensor, "n tokens width"]:
+        """The last hidden state after the final norm, as Stable Diffusion is conditioned on.
+
+        Each caption is encoded alone and remembered: batched encoding rounds differently with the batch it is in,
+        so a resumed run would not repeat the uninterrupted one bit for bit.
+        """
+        for caption in captions:
+            if caption not in self._text:
+                tokens = self.tokenizer(
+                    caption,
+                    max_length=self.tokenizer.model_max_length,
+                    padding="max_length",
+                    truncation=True,
+                    return_tensors="pt",
+                )
+                self._text[caption] = self.text_encoder(tokens.input_ids.to(self.device))[0][0]
+        return torch.stack([self._text[caption] for caption in captions])
+
+    def predict(
+        self,
+        denoiser: torch.nn.Module,
+        noisy: Float[Tensor, "n c h w"],
+        timesteps: Int[Tensor, " n"],
+        text: Float[Tensor, "n tokens width"],
+    ) -> Float[Tensor, "n c h w"]:
+        return denoiser(noisy, timesteps, encoder_hidden_states=text).sample
+
+    def export(self, folder: Path, dtype: torch.dtype, lora: bool) -> None:
+        if lora:
+            from diffusers.utils import convert_state_dict_to_diffusers
+            from peft.utils import get_peft_model_state_dict
+
+            state = get_peft_model_state_dict(self.denoiser)
+            layers = convert_state_dict_to_diffusers({name: tensor.to(dtype) for name, tensor in state.items()})
+            type(self.pipeline).save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
+            return
+        modules = (self.denoiser, self.vae, self.text_encoder)
+        kept = [{name: tensor.detach().clone() for name, tensor in m.state_dict().items()} for m in modules]
+        dtypes = [m.dtype for m in modules]
+        self.pipeline.to(dtype)
+        self.pipeline.save_pretrained(folder, safe_serialization=True)
+        for module, state, was in zip(modules, kept, dtypes, strict=True):
+            module.to(was).load_state_dict(state)
