@@ -1,0 +1,105 @@
+"""Model folders: loading one as a pipeline, and naming its exact weights."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+PROVENANCE = "provenance.json"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load_pipeline(folder: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32",
+                  *, base: str | Path | None = None) -> Any:
+    """A diffusers pipeline ready to generate: on ``device`` in ``dtype``, no safety checker, no progress bars.
+
+    ``folder`` is a diffusers folder, a hub id, or a LoRA folder (``pytorch_lora_weights.safetensors`` beside a
+    ``provenance.json`` whose ``base_model`` names the model under it; ``base`` says where that lies now if elsewhere).
+    The safety checker is left out because it replaces images by black ones, which would still get scores.
+
+    Raises ValueError if there is no such model or the dtype is unknown.
+    """
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
+    torch_dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
+    if is_lora(folder):
+        pipeline = _load_full(str(base or base_model(folder)), torch_dtype)
+        pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+    else:
+        pipeline = _load_full(str(folder), torch_dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def is_lora(folder: str | Path) -> bool:
+    """Does the folder hold an adapter (and no whole pipeline)?"""
+    path = Path(folder)
+    return (path / LORA_FILE).is_file() and not (path / "model_index.json").is_file()
+
+
+def base_model(folder: str | Path) -> str:
+    """The model a LoRA folder belongs on, read from its ``provenance.json``."""
+    path = Path(folder) / PROVENANCE
+    if not path.is_file():
+        raise ValueError(f"LoRA folder {str(folder)!r} has no {PROVENANCE}, so its base model is unknown; "
+                         "give the base model or export the run again")
+    named = json.loads(path.read_text()).get("base_model")
+    if not named:
+        raise ValueError(f"{path} does not name its base model (key 'base_model')")
+    return str(named)
+
+
+def model_hash(folder: str | Path, *, base: str | Path | None = None) -> str:
+    """Names the exact weights: sha256 over names and bytes of a folder's JSON and weight files (first 16 hex digits).
+
+    A LoRA's hash includes its base. A hub id gives ``<id>@<commit>`` of the local copy, ``<id>@unknown`` without one.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        return _hub_name(str(folder))
+    digest = hashlib.sha256()
+    if is_lora(folder):
+        digest.update(model_hash(base or base_model(folder)).encode())
+        files = [path / LORA_FILE]
+    else:
+        files = sorted(f for f in path.rglob("*") if f.suffix in {".json", ".safetensors", ".bin", ".txt"})
+        files = [f for f in files if f.name != PROVENANCE]
+    for file in files:
+        digest.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _load_full(name: str, dtype: torch.dtype) -> Any:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    path = Path(name)
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        raise ValueError(f"no model in {name!r}: a diffusers folder has a model_index.json, a LoRA folder a {LORA_FILE}")
+    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
+        raise ValueError(f"no model folder {name!r}; give an existing diffusers folder or a hub id 'owner/name'")
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        index: Any = DiffusionPipeline.load_config(name)
+        without: dict[str, Any] = {}
+        if "safety_checker" in index:
+            without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        return DiffusionPipeline.from_pretrained(name, dtype=dtype, **without)
+    except OSError as error:
+        raise ValueError(f"cannot load model {name!r}: {error}") from error
+
+
+def _hub_name(name: str) -> str:
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, "model_index.json") if name.count("/") == 1 else None
+    return f"{name}@{Path(cached).parent.name if isinstance(cached, str) else 'unknown'}"
