@@ -33,6 +33,7 @@ OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of
 HELDOUT_SCENES = 72
 BORDER, GAP = 2.0, 3.0
 SMALLEST, LARGEST = 14.0, 26.0
+DARK, PALE = (0.08, 0.32), (0.62, 0.97)
 SUPERSAMPLING = 4
 
 CAPTION = re.compile(
@@ -71,7 +72,8 @@ def draw(caption: str, seed: int) -> NDArray[np.uint8]:
     digest = hashlib.sha256(f"{caption}|{seed}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     canvas = np.empty((SIZE, SIZE, 3))
-    canvas[:] = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.0, 0.12), rng.uniform(0.1, 0.97))
+    value = rng.uniform(*(DARK if rng.uniform() < 1 / 3 else PALE))
+    canvas[:] = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.0, 0.12), value)
     sizes = rng.uniform(SMALLEST, LARGEST, 2)
     if relation:
         extents = [_extent(first_shape, sizes[0]), _extent(second_shape, sizes[1])]
