@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from diffusers import StableDiffusionPipeline
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
@@ -30,26 +31,9 @@ class LoadedSD15:
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __init__(self, config: SD15, device: torch.device, precision: Precision) -> None:
-        from diffusers import StableDiffusionPipeline
-
-        try:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                config.source,
-                revision=config.revision,
-                variant=config.variant,
-                safety_checker=None,
-                requires_safety_checker=False,
-                torch_dtype=torch.float32,
-                use_safetensors=True,
-            )
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"family.model: {config.model!r} cannot be loaded as a Stable Diffusion pipeline: {error}. "
-                "Allowed: a diffusers folder with safetensors weights, a hub id, or 'embedded'."
-            ) from error
+        pipeline = load_pipeline(config, torch.float32)
         self.config = config
         self.device = device
-        self.pipeline = pipeline
         self.denoiser = pipeline.unet.to(device).requires_grad_(False).eval()
         self.vae = pipeline.vae.to(device, DTYPES[precision]).requires_grad_(False).eval()
         self.text_encoder = pipeline.text_encoder.to(device, DTYPES[precision]).requires_grad_(False).eval()
@@ -103,12 +87,27 @@ class LoadedSD15:
 
             state = get_peft_model_state_dict(self.denoiser)
             layers = convert_state_dict_to_diffusers({name: tensor.to(dtype) for name, tensor in state.items()})
-            type(self.pipeline).save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
+            StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
             return
-        modules = (self.denoiser, self.vae, self.text_encoder)
-        kept = [{name: tensor.detach().clone() for name, tensor in m.state_dict().items()} for m in modules]
-        dtypes = [m.dtype for m in modules]
-        self.pipeline.to(dtype)
-        self.pipeline.save_pretrained(folder, safe_serialization=True)
-        for module, state, was in zip(modules, kept, dtypes, strict=True):
-            module.to(was).load_state_dict(state)
+        fresh = load_pipeline(self.config, dtype)
+        fresh.unet.load_state_dict(self.denoiser.state_dict())
+        fresh.save_pretrained(folder, safe_serialization=True)
+
+
+def load_pipeline(config: SD15, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """The whole pipeline behind ``config.model``; ValueError when there is none."""
+    try:
+        return StableDiffusionPipeline.from_pretrained(
+            config.source,
+            revision=config.revision,
+            variant=config.variant,
+            safety_checker=None,
+            requires_safety_checker=False,
+            torch_dtype=dtype,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"family.model: {config.model!r} cannot be loaded as a Stable Diffusion pipeline: {error}. "
+            "Allowed: a diffusers folder with safetensors weights, a hub id, or 'embedded'."
+        ) from error

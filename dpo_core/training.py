@@ -1,0 +1,191 @@
+"""The training loop, read from top to bottom."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+
+from dpo_core.checkpoint import TrainingState, load_latest, save_checkpoint
+from dpo_core.context import RunContext
+from dpo_core.data.batches import DataSection, PairBatch
+from dpo_core.export import export_model
+from dpo_core.families import DTYPES, AnyFamily, Precision, weights_hash
+from dpo_core.metrics import MetricsFile, RunningMeans
+from dpo_core.objectives import DPO, AnyObjective
+from dpo_core.optim import OptimSection, clip, make_optimizer, make_schedule
+from dpo_core.policy import Policy, PolicySection
+from dpo_core.section import Section
+from dpo_core.step import pair_errors
+
+log = logging.getLogger(__name__)
+
+MAY_CHANGE = {"loop.log_every", "loop.checkpoint_every", "loop.keep_checkpoints", "loop.worker_batch_size"}
+"""Fields that a resumed run may have changed: they do not touch the mathematics."""
+
+
+class LoopSection(Section):
+    """How long and in what pieces to train."""
+
+    seed: int = 0
+    """Seed of everything random in the run."""
+    max_steps: int = Field(default=2000, ge=1)
+    """Updates to make."""
+    global_batch_size: int = Field(default=32, ge=1)
+    """Pairs per update, over all workers and accumulation steps."""
+    worker_batch_size: int = Field(default=8, ge=1)
+    """Pairs per forward pass on one worker; the rest of its share is accumulated."""
+    precision: Precision = "fp32"
+    """Precision of forward and backward passes; weights, errors and updates stay in float32."""
+    log_every: int = Field(default=10, ge=1)
+    """Updates between two rows of metrics.jsonl."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Updates between two checkpoints."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """How many of the newest checkpoints to keep."""
+    export_dtype: Precision = "fp32"
+    """Precision of the exported weights."""
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> "LoopSection":
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every ({self.checkpoint_every}) must be a multiple of log_every ({self.log_every}), "
+                "or a resumed run would log other means than an uninterrupted one"
+            )
+        return self
+
+
+class TrainSection(Section):
+    """A training run: which model, which objective, which data, how long."""
+
+    family: AnyFamily = AnyFamily()
+    objective: AnyObjective = DPO()
+    policy: PolicySection = PolicySection()
+    data: DataSection = DataSection()
+    optim: OptimSection = OptimSection()
+    loop: LoopSection = LoopSection()
+
+
+Batches = Callable[[int], Iterator[list[PairBatch]]]
+"""From an update number: the micro-batches of this rank for that update and each one after it."""
+
+
+def train(config: TrainSection, context: RunContext, batches: Batches, *, name: str, facts: dict[str, Any]) -> None:
+    """Train until ``loop.max_steps``, going on from the newest checkpoint in ``context.run_dir`` if there is one.
+
+    ``facts`` (pairs, data hash, ...) goes into the provenance of the exported model. Raises ValueError when the
+    checkpoint was made with a config that would change the mathematics.
+    """
+    loop, objective = config.loop, config.objective
+    family = config.family.load(context.device, loop.precision)
+    base_hash = weights_hash([family.denoiser]) if context.rank == 0 else ""
+    policy = Policy(config.policy, family, context.device, loop.precision, loop.seed, objective.needs_reference)
+    parameters = policy.parameters()
+    optimizer = make_optimizer(config.optim, parameters)
+    schedule = make_schedule(config.optim, optimizer, loop.max_steps)
+    scaler = torch.amp.GradScaler(context.device.type, enabled=loop.precision == "fp16")  # pyright: ignore[reportPrivateImportUsage]
+
+    checkpoints = context.run_dir / "checkpoints"
+    start = 0
+    saved = load_latest(checkpoints)
+    if saved is not None:
+        refuse_changed_maths(saved.config, config)
+        policy.load_state(saved.weights)
+        optimizer.load_state_dict(saved.optim["optimizer"])
+        schedule.load_state_dict(saved.optim["schedule"])
+        scaler.load_state_dict(saved.optim["scaler"])
+        start = saved.step
+        log.info("resumed at update %d of %d", start, loop.max_steps)
+
+    means = RunningMeans()
+    file = MetricsFile(context.run_dir / "metrics.jsonl") if context.rank == 0 else None
+    stream = batches(start) if start < loop.max_steps else iter(())
+    skipped = 0
+    for step in range(start, loop.max_steps):
+        micro_batches = next(stream)
+        pairs = torch.stack([batch.weights.sum() for batch in micro_batches]).sum().to(context.device)
+        pairs = context.all_reduce(pairs).clamp(min=1)
+
+        for batch in micro_batches:
+            weights = batch.weights.to(context.device)
+            output = objective(pair_errors(policy, objective, batch, loop.seed))
+            scaler.scale((output.loss * weights).sum() / pairs).backward()
+            means.add({"loss": output.loss.detach()} | output.metrics, weights)
+
+        sum_gradients(parameters, context)
+        scaler.unscale_(optimizer)
+        norm = clip(parameters, config.optim.max_grad_norm)
+        if scaler.is_enabled() or bool(norm.isfinite()):
+            scaler.step(optimizer)
+        else:
+            skipped += 1
+            log.warning("update %d skipped on every rank: its gradient is not finite", step + 1)
+        scaler.update()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        done = step + 1
+        if done % loop.log_every == 0 or done == loop.max_steps:
+            metrics = {f"train/{key}": value for key, value in means.take(context).items()}
+            metrics |= {"train/lr": schedule.get_last_lr()[0], "train/grad_norm": norm.item(), "train/skipped": skipped}
+            if file is not None:
+                file.append(done, metrics)
+            context.report({"step": done} | metrics)
+        if context.rank == 0 and (done % loop.checkpoint_every == 0 or done == loop.max_steps):
+            optim = {
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "scaler": scaler.state_dict(),
+            }
+            state = TrainingState(done, policy.state(), optim, config.model_dump(mode="json"))
+            save_checkpoint(checkpoints, state, loop.keep_checkpoints)
+
+    if context.rank == 0:
+        facts = {"steps": loop.max_steps, "base_weights_sha256": base_hash} | facts
+        export_model(
+            context.run_dir / "model",
+            family,
+            name=name,
+            config=config.model_dump(mode="json"),
+            facts=facts,
+            dtype=DTYPES[loop.export_dtype],
+        )
+
+
+def sum_gradients(parameters: list[torch.nn.Parameter], context: RunContext) -> None:
+    """Add up the gradients of all ranks, as one flat buffer; each rank's losses are already over the global count."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if context.world_size == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = context.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(total.view_as(gradient))
+
+
+def refuse_changed_maths(saved: dict[str, Any], config: TrainSection) -> None:
+    """ValueError when the run in this folder was started with another config than the one given now."""
+    was, now = flatten(saved), flatten(config.model_dump(mode="json"))
+    free = MAY_CHANGE | ({"loop.max_steps"} if config.optim.schedule.startswith("constant") else set())
+    changed = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key) and key not in free]
+    if changed:
+        listed = "; ".join(f"{key} was {was.get(key)!r}, now {now.get(key)!r}" for key in changed)
+        raise ValueError(
+            f"this run cannot be resumed with a changed config: {listed}. Give it another run.name, or change only "
+            f"{', '.join(sorted(free))}."
+        )
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,175 @@
+"""palate train: teach a model what people prefer."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from rich.console import Console
+
+from dpo_core.context import LocalContext
+from dpo_core.data.batches import PairBatch, step_batches
+from dpo_core.data.plan import Plan
+from dpo_core.section import Section
+from dpo_core.training import TrainSection, train
+from ray_jobs.cluster import ClusterSection, gpus_each, start_ray
+from ray_jobs.config import run_verb, save_config
+from ray_jobs.progress import training_progress
+from ray_jobs.tracking import TrackingSection, track_run
+
+
+class RunSection(Section):
+    """Where the run lives. The same name in the same storage is the same run: it goes on where it stopped."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run and of its folder."""
+    storage: str = "runs"
+    """Folder that holds the runs; on a cluster, one that every node sees under the same path."""
+
+
+class TrainJob(TrainSection):
+    """A training job: the training itself, where it runs, and where its record is kept."""
+
+    run: RunSection = RunSection()
+    cluster: ClusterSection = ClusterSection()
+    tracking: TrackingSection = TrackingSection()
+
+
+def run_dir(job: TrainJob) -> Path:
+    """The folder of the run, absolute."""
+    return (Path(job.run.storage) / job.run.name).resolve()
+
+
+def plan_rows(job: TrainJob) -> list[tuple[str, str]]:
+    """What ``--dry-run`` tells beyond the resolved config."""
+    plan = Plan.build(job.data)
+    loop = job.loop
+    share = loop.global_batch_size / max(job.cluster.num_workers, 1)
+    return [
+        ("run folder", str(run_dir(job))),
+        ("usable pairs", f"{plan.rows:,} ({len(plan.quarantined)} in quarantine, {plan.ties} ties left out)"),
+        ("updates", f"{loop.max_steps:,} of {loop.global_batch_size} pairs = {epochs(job, plan):.2f} epochs"),
+        ("accumulation", f"{-(-share // loop.worker_batch_size):.0f} forward passes per update and worker"),
+        ("workers", "in this process" if job.cluster.num_workers == 0 else str(job.cluster.num_workers)),
+    ]
+
+
+def epochs(job: TrainJob, plan: Plan) -> float:
+    return job.loop.max_steps * job.loop.global_batch_size / max(plan.rows, 1)
+
+
+def run_training(job: TrainJob, console: Console | None = None) -> Path:
+    """Train as ``job`` says, or go on with the run of that name; returns the run folder.
+
+    Raises ValueError when the data cannot be read or the run was started with another config.
+    """
+    console = console or Console()
+    folder = run_dir(job)
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = Plan.build(job.data)
+    facts = {"pairs": plan.rows, "ties_left_out": plan.ties, "data_sha256": plan.fingerprint}
+    save_config(job, folder / "config.yaml")
+    with (
+        track_run(job.tracking, folder, name=job.run.name, config=job),
+        training_progress(folder, job.loop.max_steps, console, job.run.name),
+    ):
+        if job.cluster.num_workers == 0:
+            train_here(job, folder, plan, facts)
+        else:
+            train_on_ray(job, folder, facts)
+    return folder
+
+
+def train_here(job: TrainJob, folder: Path, plan: Plan, facts: dict[str, Any]) -> None:
+    """One process, no Ray."""
+    context = LocalContext(folder)
+
+    def batches(start: int) -> Iterator[list[PairBatch]]:
+        return step_batches(plan, job.data, **batch_plan(job, context.rank, context.world_size, start))
+
+    train(job, context, batches, name=job.run.name, facts=facts)
+
+
+def train_on_ray(job: TrainJob, folder: Path, facts: dict[str, Any]) -> None:
+    """A Ray Train worker group, each worker fed by Ray Data."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    start_ray()
+    gpus = gpus_each(job.cluster)
+    resources = {"CPU": job.cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job.model_dump(mode="json"), "folder": str(folder), "facts": facts},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=job.cluster.num_workers, use_gpu=gpus > 0, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            # Ray's own state of this attempt; the run's state is ours, in `folder`.
+            name=attempt_name(folder),
+            storage_path=str(folder / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=job.cluster.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise_users_error(error)
+
+
+def attempt_name(folder: Path) -> str:
+    return f"attempt-{sum(1 for _ in (folder / 'ray').glob('attempt-*'))}"
+
+
+def raise_users_error(error: Exception) -> None:
+    """A ValueError of a worker is the user's to read; anything else keeps its full traceback."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, ValueError):
+                raise ValueError(str(cause)) from error
+            cause = cause.__cause__ or getattr(cause, "cause", None)
+    raise error
+
+
+def train_worker(task: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    from ray_jobs.context import RayContext
+    from ray_jobs.stream import ray_step_batches
+
+    job = TrainJob.model_validate(task["job"])
+    context = RayContext(task["folder"])
+    plan = Plan.build(job.data)
+
+    def batches(start: int) -> Iterator[list[PairBatch]]:
+        return ray_step_batches(
+            plan,
+            job.data,
+            **batch_plan(job, context.rank, context.world_size, start),
+            cpus_per_read=job.cluster.cpus_per_read,
+        )
+
+    train(job, context, batches, name=job.run.name, facts=task["facts"])
+
+
+def batch_plan(job: TrainJob, rank: int, world_size: int, start: int) -> dict[str, int]:
+    return {
+        "seed": job.loop.seed,
+        "global_batch_size": job.loop.global_batch_size,
+        "worker_batch_size": job.loop.worker_batch_size,
+        "rank": rank,
+        "world_size": world_size,
+        "start_step": start,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    def run(job: TrainJob) -> None:
+        folder = run_training(job)
+        Console().print(f"model   {folder / 'model'}\nmetrics {folder / 'metrics.jsonl'}")
+
+    return run_verb(schema=TrainJob, run=run, plan=plan_rows, argv=argv, doc=__doc__ or "")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
