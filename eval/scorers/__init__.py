@@ -1,0 +1,11 @@
+"""The scorers there are. Adding one: a file here, and its class in this union."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from eval.scorers.aesthetic import Aesthetic
+from eval.scorers.clip import CLIPScore
+
+AnyScorer = Annotated[CLIPScore | Aesthetic, Field(discriminator="kind")]
+"""A scorer in a config, told apart by its ``kind``."""
