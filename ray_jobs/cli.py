@@ -1,0 +1,54 @@
+"""The ``palate`` command: finds the module of a verb and hands it the rest of the line."""
+
+import importlib
+import sys
+from importlib.metadata import version
+
+from ray_jobs.command import complain, interrupted, show
+from ray_jobs.problems import did_you_mean
+
+VERBS = {
+    "prepare": "check preference data and cache its latents",
+    "pairs": "make preference pairs: from a model's own images, a source, or votes",
+    "train": "teach a model what people prefer",
+    "tune": "search for the best settings of a training job",
+    "evaluate": "compare models: images, scores, statistics, a report",
+    "serve": "generate and score images over HTTP, with a page to compare and vote",
+    "demo": "see all of it on this machine in minutes, with the model that ships with Palate",
+}
+"""Every verb is the module ``ray_jobs.<verb>`` with ``main(argv) -> exit code``."""
+
+
+def usage() -> str:
+    """The page that ``palate --help`` prints."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items())
+    return (
+        "usage: palate VERB [--config FILE] [--dry-run] [section.key=value ...]\n\n"
+        f"{verbs}\n\n"
+        "  palate VERB --help   every setting of a verb\n"
+        "  palate --version     the version that is installed"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns its exit code (2 for an unknown verb, 130 when interrupted)."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("--help", "-h", "help"):
+        show(usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        show(version("palate"))
+        return 0
+    verb = words[0]
+    if verb not in VERBS:
+        complain(f"{verb}: there is no such verb{did_you_mean(verb, list(VERBS)) or '; allowed: ' + ', '.join(VERBS)}")
+        return 2
+    try:
+        return importlib.import_module(f"ray_jobs.{verb}").main(words[1:])
+    except KeyboardInterrupt:
+        return interrupted()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
