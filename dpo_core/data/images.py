@@ -1,0 +1,100 @@
+"""Bytes to pixels: what a stored image is, whether it may be decoded, and how it becomes a training crop."""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dpo_core.data.quarantine import Reason, RowRejected
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+BACKGROUND = (255, 255, 255)
+"""What shows through transparent pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What is refused from the header alone: sides in pixels, aspect = long side / short side."""
+
+    min_side: int = 32
+    max_pixels: int = 16_000_000
+    max_aspect: float = 4.0
+
+
+def decode(data: bytes | None, limits: ImageLimits) -> Image.Image:
+    """The upright RGB image in ``data``: frame 0 of an animation, transparency over white, colour profiles ignored.
+
+    The format is detected by content. Raises RowRejected; a warning of the decoder counts as a failure.
+    """
+    if data is None:
+        raise RowRejected(Reason.IMAGE_NULL)
+    if not data:
+        raise RowRejected(Reason.IMAGE_EMPTY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = _open(data)
+        _check_size(image.size, limits)
+        try:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+        except RowRejected:
+            raise
+        except (
+            Exception
+        ) as error:  # decoders raise OSError, SyntaxError, ValueError, zlib.error, struct.error, warnings, ...
+            reason = Reason.IMAGE_TRUNCATED if "truncated" in str(error).lower() else Reason.IMAGE_CORRUPT
+            raise RowRejected(reason, str(error)) from error
+
+
+def training_crop(image: Image.Image, resolution: int, *, x: float, y: float, flip: bool) -> NDArray[np.uint8]:
+    """Resize the shortest side to ``resolution`` (antialiased bicubic), cut a square, mirror it if asked.
+
+    ``x`` and ``y`` in [0, 1] place the crop: 0 left or top, 0.5 centre. Returns uint8 ``[resolution, resolution, 3]``.
+    """
+    width, height = image.size
+    short = min(width, height)
+    size = (max(resolution, round(width * resolution / short)), max(resolution, round(height * resolution / short)))
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = round(x * (size[0] - resolution)), round(y * (size[1] - resolution))
+    pixels = np.asarray(image.crop((left, top, left + resolution, top + resolution)))
+    return np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RowRejected(Reason.IMAGE_TOO_LARGE, str(error)) from error
+    except UnidentifiedImageError as error:
+        raise RowRejected(Reason.IMAGE_UNDECODABLE, f"starts with {data[:16]!r}") from error
+    except Exception as error:  # a header can break a decoder in as many ways as a body can
+        raise RowRejected(Reason.IMAGE_CORRUPT, str(error)) from error
+
+
+def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
+    width, height = size
+    if width * height > limits.max_pixels:
+        raise RowRejected(Reason.IMAGE_TOO_LARGE, f"{width}x{height}, at most {limits.max_pixels} pixels")
+    if max(size) > limits.max_aspect * min(size):
+        raise RowRejected(Reason.IMAGE_ASPECT_EXTREME, f"{width}x{height}, at most {limits.max_aspect:g}:1")
+    if min(size) < limits.min_side:
+        raise RowRejected(Reason.IMAGE_TOO_SMALL, f"{width}x{height}, at least {limits.min_side} per side")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # I;16 and its byte orders, or I holding 16 bits: convert() would clip, not scale
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise RowRejected(Reason.IMAGE_UNDECODABLE, f"integer pixels from {wide.min()} to {wide.max()}")
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise RowRejected(Reason.IMAGE_UNDECODABLE, "floating point pixels have no fixed range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+        return Image.alpha_composite(background, image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,125 @@
+"""Rows that cannot be trained on: recorded with a reason, counted, written down, and too many of them stop the job."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+MIN_ROWS_TO_JUDGE = 100
+"""Rows that must have been read before their share of failures may stop a job."""
+
+
+class Reason(StrEnum):
+    """Why a row was left out."""
+
+    IMAGE_NULL = "image_null"
+    IMAGE_EMPTY = "image_empty"
+    IMAGE_UNDECODABLE = "image_undecodable"
+    IMAGE_TRUNCATED = "image_truncated"
+    IMAGE_CORRUPT = "image_corrupt"
+    IMAGE_TOO_SMALL = "image_too_small"
+    IMAGE_TOO_LARGE = "image_too_large"
+    IMAGE_ASPECT_EXTREME = "image_aspect_extreme"
+    IMAGES_IDENTICAL = "images_identical"
+    CAPTION_NULL = "caption_null"
+    CAPTION_EMPTY = "caption_empty"
+    LABEL_MISSING = "label_missing"
+    LABEL_NAN = "label_nan"
+    LABEL_OUT_OF_RANGE = "label_out_of_range"
+    LABEL_INCONSISTENT = "label_inconsistent"
+
+
+class RowRejected(Exception):
+    """One row is unusable. Caught where the row is read and turned into a `Quarantined` record."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else str(reason))
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A row that was left out: where it stands (``row`` counts from 0 within ``file``) and why."""
+
+    pair_id: str
+    file: str
+    row: int
+    reason: Reason
+    detail: str = ""
+
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("file", pa.string()),
+        ("row", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+def counts_by_reason(records: Iterable[Quarantined]) -> dict[str, int]:
+    """How many rows each reason took, the most frequent first, equal counts by name."""
+    counts = Counter(str(record.reason) for record in records)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def check_share(records: Sequence[Quarantined], rows: int, limit: float) -> None:
+    """Raise ValueError when more than the share ``limit`` of ``rows`` was quarantined."""
+    if rows and len(records) / rows > limit:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in counts_by_reason(records).items())
+        first = records[0]
+        raise ValueError(
+            f"{len(records)} of {rows} rows ({len(records) / rows:.1%}) cannot be used, more than "
+            f"data.max_quarantined_share={limit:g} allows: {reasons}; the first is row {first.row} of {first.file}"
+        )
+
+
+class Quarantine:
+    """The quarantine of one job: what the plan left out, and what turned out unreadable on the way."""
+
+    def __init__(self, planned: Iterable[Quarantined], *, limit: float) -> None:
+        self._planned = list(planned)
+        self._found: dict[str, Quarantined] = {}
+        self._limit = limit
+        self._read = 0
+
+    def add(self, records: Iterable[Quarantined], *, rows_read: int) -> None:
+        """Note ``rows_read`` more rows, of which ``records`` failed; each pair counts once.
+
+        Raises ValueError when the share of failures among the rows read so far passes the limit.
+        """
+        self._read += rows_read
+        for record in records:
+            self._found.setdefault(record.pair_id, record)
+        if self._read >= MIN_ROWS_TO_JUDGE:
+            check_share(list(self._found.values()), self._read, self._limit)
+
+    @property
+    def records(self) -> list[Quarantined]:
+        return [*self._planned, *self._found.values()]
+
+    def write(self, path: str | Path) -> None:
+        write_quarantine(path, self.records)
+
+
+def write_quarantine(path: str | Path, records: Sequence[Quarantined]) -> None:
+    """Write ``records`` as parquet, in one piece: a reader sees the old file or the whole new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(pa.Table.from_pylist([asdict(record) for record in records], schema=QUARANTINE_SCHEMA), aside)
+    aside.replace(path)
+
+
+def read_quarantine(path: str | Path) -> list[Quarantined]:
+    """The records that `write_quarantine` wrote."""
+    rows = pq.read_table(path, schema=QUARANTINE_SCHEMA).to_pylist()
+    return [Quarantined(**{**row, "reason": Reason(row["reason"])}) for row in rows]
