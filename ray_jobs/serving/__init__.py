@@ -1,0 +1,1 @@
+"""The parts of ``palate serve``: config, models, generator, HTTP interface, start and stop."""
