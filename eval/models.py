@@ -83,7 +83,8 @@ def _load_full(name: str, dtype: torch.dtype) -> Any:
 
     path = Path(name)
     if path.is_dir() and not (path / "model_index.json").is_file():
-        raise ValueError(f"no model in {name!r}: a diffusers folder has a model_index.json, a LoRA folder a {LORA_FILE}")
+        raise ValueError(f"no model in {name!r}: a diffusers folder has a model_index.json, "
+                         f"a LoRA folder a {LORA_FILE}")
     if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
         raise ValueError(f"no model folder {name!r}; give an existing diffusers folder or a hub id 'owner/name'")
     diffusers_logging.disable_progress_bar()

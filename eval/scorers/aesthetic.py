@@ -25,7 +25,7 @@ class Aesthetic(Scorer):
     head: str | None = None
     """The head's checkpoint (.safetensors or .pth); null takes the one that comes with this package."""
 
-    columns: ClassVar[dict[str, str]] = {"aesthetic": "predicted rating, about 1 to 10; generated images mostly 4.5 to 6.5"}
+    columns: ClassVar[dict[str, str]] = {"aesthetic": "predicted rating, about 1 to 10; generations mostly 4.5 to 6.5"}
     primary: ClassVar[str] = "aesthetic"
 
     def load(self, device: str | torch.device = "cpu") -> ScoreFunction:
@@ -41,7 +41,7 @@ class Aesthetic(Scorer):
         if tower.config.projection_dim != len(weight):
             raise ValueError(f"aesthetic scorer: {self.clip!r} embeds in {tower.config.projection_dim} dimensions, "
                              f"the head needs {len(weight)}")
-        size = tower.config.image_size
+        size = int(tower.config.image_size)  # pyright: ignore[reportArgumentType]
 
         @torch.inference_mode()
         def score(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[dict[str, float]]:
@@ -73,7 +73,8 @@ def load_head(path: str | Path | None = None) -> tuple[torch.Tensor, torch.Tenso
         return state["weight"], state["bias"]
     layers = sorted({int(key.split(".")[1]) for key in state if key.startswith("layers.")})
     if not layers or len(state) != 2 * len(layers):
-        raise ValueError(f"aesthetic scorer: {str(file)!r} is not such a head: its tensors are {', '.join(sorted(state))}")
+        raise ValueError(f"aesthetic scorer: {str(file)!r} is not such a head: its tensors are "
+                         f"{', '.join(sorted(state))}")
     weight = torch.eye(state[f"layers.{layers[0]}.weight"].shape[1], dtype=torch.float64)
     bias = torch.zeros(weight.shape[0], dtype=torch.float64)
     for layer in layers:

@@ -30,8 +30,8 @@ class CLIPScore(Scorer):
 
         carried = self.model.startswith(("hf-hub:", "local-dir:"))
         if carried == (self.weights is not None):
-            raise ValueError(f"clip scorer: model {self.model!r} with weights {self.weights!r}; allowed: an architecture "
-                             "with weights, or hf-hub:/local-dir: with weights null")
+            raise ValueError(f"clip scorer: model {self.model!r} with weights {self.weights!r}; allowed: an "
+                             "architecture with weights, or hf-hub:/local-dir: with weights null")
         if self.weights == "openai" and not self.model.endswith("-quickgelu"):
             raise ValueError(f"clip scorer: OpenAI's weights need QuickGELU, {self.model!r} has another activation; "
                              f"allowed: {self.model}-quickgelu")
@@ -39,7 +39,7 @@ class CLIPScore(Scorer):
             network, _, transform = open_clip.create_model_and_transforms(self.model, self.weights, device=device)
             tokenizer = open_clip.get_tokenizer(self.model)
         except (RuntimeError, OSError) as error:
-            raise ValueError(f"clip scorer: cannot load {self.model!r} with weights {self.weights!r}: {error}") from error
+            raise ValueError(f"clip scorer: cannot load {self.model!r} with {self.weights!r}: {error}") from error
         network.eval()
         preprocess: Any = transform
         encode_image: Any = network.encode_image

@@ -33,7 +33,8 @@ def test_prompts_carry_the_groups_of_their_file():
 
 def test_a_smaller_limit_is_part_of_a_larger_one_and_indices_stay():
     few, more, whole = (load_prompt_set("partiprompts", limit) for limit in (20, 60, None))
-    assert len(few) == 20 and set(p.index for p in few) < set(p.index for p in more)
+    assert len(few) == 20
+    assert {p.index for p in few} < {p.index for p in more}
     assert all(whole[prompt.index] == prompt for prompt in more)
     assert len({prompt.tags["category"] for prompt in more}) > 6
 

@@ -38,7 +38,7 @@ def test_folded_head_equals_the_layers_one_after_the_other(tmp_path):
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     save_file({"unet.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="is not such a head: its tensors are unet.weight"):
+    with pytest.raises(ValueError, match=r"is not such a head: its tensors are unet\.weight"):
         load_head(tmp_path / "other.safetensors")
 
 
