@@ -3,16 +3,15 @@
 import hashlib
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from dpo_core.data import files
-from dpo_core.data.images import ImageLimits
-from dpo_core.data.quarantine import Quarantined, RowRejected, check_share
+from dpo_core.data import files, latents
+from dpo_core.data.quarantine import Quarantined, RowRejected, check_share, read_quarantine
 from dpo_core.data.scan import RowGroup, Scan, scan_rows
 from dpo_core.section import Section
 
@@ -21,7 +20,7 @@ class DataSection(Section):
     """Which preference pairs to train on, and how an image becomes a training crop."""
 
     paths: list[str] = []
-    """Parquet files, globs or folders with preference pairs."""
+    """Parquet files, globs or folders with preference pairs, or one folder that `palate prepare` filled."""
     resolution: int = Field(default=512, ge=8)
     """Side of the square training images, in pixels."""
     crop: Literal["center", "random"] = "center"
@@ -45,10 +44,6 @@ class DataSection(Section):
     max_aspect: float = Field(default=4.0, ge=1)
     """Largest ratio of an image's long side to its short side."""
 
-    @property
-    def limits(self) -> ImageLimits:
-        return ImageLimits(self.min_side, int(self.max_megapixels * 1_000_000), self.max_aspect)
-
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -62,6 +57,10 @@ class Slot:
     def quarantined(self, rejected: RowRejected) -> Quarantined:
         row = self.group.first_row + self.row
         return Quarantined(self.pair_id, self.group.file, row, rejected.reason, rejected.detail)
+
+
+Part = tuple[RowGroup, list[int], list[str]]
+"""A row group, its usable rows and their pair ids."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,8 @@ class Plan:
     quarantined: list[Quarantined]
     fingerprint: str
     """Hash of file names, file sizes, ids and which rows are usable; the same wherever the set lies."""
+    cache: latents.LatentCache | None = None
+    """Set when the rows hold posteriors instead of images."""
 
     @property
     def rows(self) -> int:
@@ -89,47 +90,62 @@ class Plan:
 
     @classmethod
     def build(cls, section: DataSection) -> "Plan":
-        """Read labels, captions and ids of every row.
+        """Read labels, captions and ids of every row, or the ids of a latent cache.
 
         Raises ValueError for missing files or columns, damaged files, too many unusable rows, and when none is left.
         """
+        if any(latents.is_cache(path) for path in section.paths):
+            return cls._of_cache(section)
         found = files.expand_paths(section.paths)
-        plan = cls._of(scan_rows(found, per_image_captions=section.captions == "per_image"), found)
-        check_share(plan.quarantined, plan.total, section.max_quarantined_share)
-        if not plan.rows:
+        scan = scan_rows(found, per_image_captions=section.captions == "per_image")
+        parts, quarantined = _sort_out(scan)
+        ties = sum(verdict is None for verdicts in scan.verdicts for verdict in verdicts)
+        check_share(quarantined, len(scan.pair_ids), section.max_quarantined_share)
+        if not any(ids for _, _, ids in parts):
             raise ValueError(
-                f"no row of {', '.join(section.paths)} can be trained on: {plan.total} rows, {plan.ties} ties, "
-                f"{len(plan.quarantined)} unusable"
+                f"no row of {', '.join(section.paths)} can be trained on: {len(scan.pair_ids)} rows, {ties} ties, "
+                f"{len(quarantined)} unusable"
             )
-        return plan
-
-    @classmethod
-    def _of(cls, scan: Scan, found: list[str]) -> "Plan":
-        groups, starts, places, ids = list[RowGroup](), [0], list[int](), list[str]()
-        quarantined: list[Quarantined] = []
-        ties = position = 0
-        for group, verdicts in zip(scan.groups, scan.verdicts, strict=True):
-            for row, verdict in enumerate(verdicts):
-                if isinstance(verdict, RowRejected):
-                    quarantined.append(Slot(group, row, scan.pair_ids[position], 0).quarantined(verdict))
-                elif verdict is None:
-                    ties += 1
-                else:
-                    places.append(row)
-                    ids.append(scan.pair_ids[position])
-                position += 1
-            if len(places) > starts[-1]:
-                groups.append(group)
-                starts.append(len(places))
-        return cls(
-            groups=groups,
-            starts=np.array(starts, dtype=np.int64),
-            places=np.array(places, dtype=np.int32),
-            pair_ids=pa.array(ids, type=pa.string()),
-            total=position,
+        return cls._make(
+            parts,
+            total=len(scan.pair_ids),
             ties=ties,
             quarantined=quarantined,
-            fingerprint=_fingerprint(found, places, ids),
+            fingerprint=_fingerprint(found, parts),
+        )
+
+    @classmethod
+    def _of_cache(cls, section: DataSection) -> "Plan":
+        if len(section.paths) > 1:
+            raise ValueError(f"data.paths mixes a latent cache with other paths: {', '.join(section.paths)}; give one")
+        cache, parts = latents.open_cache(section.paths[0], resolution=section.resolution, captions=section.captions)
+        if section.crop != "center" or section.flip != "none":
+            raise ValueError(
+                f"data.crop={section.crop} and data.flip={section.flip} need images, but {section.paths[0]} holds "
+                "latents of centre crops; use data.crop=center and data.flip=none, or train on the images"
+            )
+        known = read_quarantine(latents.quarantine_file(section.paths[0]))
+        check_share(known, cache.total, section.max_quarantined_share)
+        placed = {pair_id for _, ids in parts for pair_id in ids}
+        return cls._make(
+            [(group, list(range(len(ids))), ids) for group, ids in parts],
+            total=cache.total,
+            ties=cache.ties,
+            # The others have a place in the order and are reported when it is reached, as with images.
+            quarantined=[record for record in known if record.pair_id not in placed],
+            fingerprint=cache.source,
+            cache=cache,
+        )
+
+    @classmethod
+    def _make(cls, parts: list[Part], **facts: Any) -> "Plan":
+        parts = [part for part in parts if part[2]]
+        return cls(
+            groups=[group for group, _, _ in parts],
+            starts=np.cumsum([0, *(len(ids) for _, _, ids in parts)], dtype=np.int64),
+            places=np.array([place for _, places, _ in parts for place in places], dtype=np.int32),
+            pair_ids=pa.array([pair_id for _, _, ids in parts for pair_id in ids], type=pa.string()),
+            **facts,
         )
 
     def slot(self, index: int, epoch: int) -> Slot:
@@ -138,10 +154,26 @@ class Plan:
         return Slot(self.groups[group], int(self.places[index]), self.pair_ids[index].as_py(), epoch)
 
 
-def _fingerprint(found: list[str], places: list[int], ids: list[str]) -> str:
+def _sort_out(scan: Scan) -> tuple[list[Part], list[Quarantined]]:
+    parts: list[Part] = []
+    quarantined: list[Quarantined] = []
+    position = 0
+    for group, verdicts in zip(scan.groups, scan.verdicts, strict=True):
+        ids = scan.pair_ids[position : position + len(verdicts)]
+        places = [row for row, verdict in enumerate(verdicts) if isinstance(verdict, int)]
+        parts.append((group, places, [ids[row] for row in places]))
+        for row, verdict in enumerate(verdicts):
+            if isinstance(verdict, RowRejected):
+                quarantined.append(Slot(group, row, ids[row], 0).quarantined(verdict))
+        position += len(verdicts)
+    return parts, quarantined
+
+
+def _fingerprint(found: list[str], parts: list[Part]) -> str:
     digest = hashlib.sha256()
     for name, file in zip(files.short_names(found), found, strict=True):
         digest.update(f"{name}\x1f{os.path.getsize(file)}\x1e".encode())
-    for place, pair_id in zip(places, ids, strict=True):
-        digest.update(f"{place}\x1f{pair_id}\x1e".encode())
+    for _, places, ids in parts:
+        for place, pair_id in zip(places, ids, strict=True):
+            digest.update(f"{place}\x1f{pair_id}\x1e".encode())
     return digest.hexdigest()

@@ -1,0 +1,152 @@
+"""The latent cache: posteriors of the autoencoder as parquet shards, with everything needed to refuse a wrong one.
+
+A cache mirrors its source: row group i of the cache is row group i of the source, without the rows that were left out
+when the source was planned. So training on the cache takes the same order as training on the images.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dpo_core.data.files import open_parquet
+from dpo_core.data.quarantine import Quarantined, Reason, RowRejected
+from dpo_core.data.scan import RowGroup
+
+CACHE_FILE = "cache.json"
+QUARANTINE_FILE = "quarantine.parquet"
+SHARD_SCHEMA = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("chosen_captions", pa.list_(pa.string())),
+        ("rejected_captions", pa.list_(pa.string())),
+        ("posterior", pa.binary()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("source_file", pa.string()),
+        ("source_row", pa.int64()),
+    ]
+)
+"""``posterior`` is ``[2, 2, C, h, w]`` (chosen, rejected; mean, deviation), or null where ``reason`` says why not."""
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """What ``cache.json`` says."""
+
+    encoder: str
+    """Hash of the autoencoder's weights."""
+    model: str
+    resolution: int
+    captions: str
+    dtype: str
+    """float32 or float16, as stored."""
+    source: str
+    """Fingerprint of the source's plan."""
+    limits: dict[str, float]
+    """Image limits that decided what was encoded."""
+    shape: tuple[int, ...] = ()
+    """(C, h, w), known once the first shard is written."""
+    complete: bool = False
+    total: int = 0
+    """Rows of the source, of which ``ties`` were left out."""
+    ties: int = 0
+
+    @property
+    def key(self) -> str:
+        """Hash of all that decides what the shards hold; two caches with one key are interchangeable."""
+        decided = (self.encoder, self.resolution, self.captions, self.dtype, self.source, sorted(self.limits.items()))
+        return hashlib.sha256(json.dumps(decided).encode()).hexdigest()
+
+
+def is_cache(path: str | Path) -> bool:
+    return (Path(path) / CACHE_FILE).is_file()
+
+
+def read_cache(folder: str | Path) -> LatentCache:
+    """What ``folder`` holds. Raises ValueError when its cache.json is damaged."""
+    path = Path(folder) / CACHE_FILE
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return LatentCache(**{**fields, "shape": tuple(fields["shape"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read as the description of a latent cache: {error}") from error
+
+
+def open_cache(folder: str, *, resolution: int, captions: str) -> tuple[LatentCache, list[tuple[RowGroup, list[str]]]]:
+    """A complete cache with its row groups and their pair ids, in order.
+
+    Raises ValueError when the cache is incomplete or damaged, or was made for another resolution or kind of captions.
+    """
+    cache = read_cache(folder)
+    if not cache.complete:
+        raise ValueError(f"{folder} is an unfinished latent cache; run the same `palate prepare` again to complete it")
+    for name, made, wanted in (("resolution", cache.resolution, resolution), ("captions", cache.captions, captions)):
+        if made != wanted:
+            raise ValueError(f"{folder} was prepared with data.{name}={made}, but data.{name}={wanted} is asked for")
+    parts: list[tuple[RowGroup, list[str]]] = []
+    for file in shard_files(folder):
+        first_row = 0
+        with open_parquet(file) as parquet:
+            for index in range(parquet.num_row_groups):
+                ids = parquet.read_row_group(index, columns=["pair_id"]).column("pair_id").to_pylist()
+                parts.append((RowGroup(file, index, first_row), ids))
+                first_row += len(ids)
+    return cache, parts
+
+
+def write_cache(folder: str | Path, cache: LatentCache) -> None:
+    """Write cache.json in one piece."""
+    path = Path(folder) / CACHE_FILE
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(asdict(cache), indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def quarantine_file(folder: str | Path) -> Path:
+    return Path(folder) / QUARANTINE_FILE
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:05d}.parquet"
+
+
+def shard_files(folder: str | Path) -> list[str]:
+    return sorted(str(file) for file in Path(folder).glob("shard-*.parquet"))
+
+
+def write_shard(path: str | Path, groups: Sequence[Sequence[dict[str, Any]]]) -> None:
+    """Write rows of SHARD_SCHEMA, one parquet row group per element of ``groups``; the file is whole or absent."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    # Posteriors are noise to a compressor, and the ids and captions beside them are small.
+    with pq.ParquetWriter(aside, SHARD_SCHEMA, compression="none", use_dictionary=False) as writer:
+        for rows in groups:
+            writer.write_table(pa.Table.from_pylist(list(rows), schema=SHARD_SCHEMA), row_group_size=max(len(rows), 1))
+    aside.replace(path)
+
+
+def read_posterior(row: dict[str, Any], cache: LatentCache) -> NDArray[np.float32]:
+    """float32 ``[2, 2, C, h, w]`` of a shard's row. Raises RowRejected when its images could not be used."""
+    if row["reason"] is not None:
+        raise RowRejected(Reason(row["reason"]), row["detail"])
+    values = np.frombuffer(row["posterior"], dtype=np.dtype(cache.dtype).newbyteorder("<"))
+    return values.astype(np.float32).reshape(2, 2, *cache.shape)
+
+
+def shard_quarantine(files: Sequence[str]) -> list[Quarantined]:
+    """The rows of these shards whose images could not be used, as they stand in the source."""
+    columns = ["pair_id", "reason", "detail", "source_file", "source_row"]
+    rows = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist() if row["reason"]]
+    return [
+        Quarantined(row["pair_id"], row["source_file"], row["source_row"], Reason(row["reason"]), row["detail"])
+        for row in rows
+    ]
