@@ -1,8 +1,10 @@
 """Running means over the global batch, and the file they are kept in."""
 
 import json
+import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +41,7 @@ class RunningMeans:
 class MetricsFile:
     """``metrics.jsonl``: one JSON object per logged step, appended by rank 0.
 
-    A resumed run repeats steps that it had already logged, to the bit; they are not written a second time.
+    Values that are not finite have no place in JSON; they are named under ``not_finite``. A resumed run repeats steps that it had already logged, to the bit; they are not written a second time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,7 +56,10 @@ class MetricsFile:
         if step <= self.last_step:
             return
         self.last_step = step
-        row = {"step": step, "time": round(time.time(), 3)} | metrics
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        row: dict[str, Any] = {"step": step, "time": round(time.time(), 3)} | finite
+        if len(finite) < len(metrics):
+            row["not_finite"] = sorted(metrics.keys() - finite.keys())
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 

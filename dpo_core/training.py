@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 
 from dpo_core.checkpoint import TrainingState, load_latest, save_checkpoint
 from dpo_core.context import RunContext
-from dpo_core.data.batches import DataSection, PairBatch
+from dpo_core.data.batches import PairBatch
+from dpo_core.data.plan import DataSection, Plan
+from dpo_core.data.quarantine import Quarantine, Quarantined, counts_by_reason, read_quarantine
 from dpo_core.export import export_model
 from dpo_core.families import DTYPES, AnyFamily, Precision, weights_hash
 from dpo_core.metrics import MetricsFile, RunningMeans
@@ -21,8 +23,16 @@ from dpo_core.step import pair_errors
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE = {"loop.log_every", "loop.checkpoint_every", "loop.keep_checkpoints", "loop.worker_batch_size"}
-"""Fields that a resumed run may have changed: they do not touch the mathematics."""
+MAY_CHANGE = {
+    "data.paths",
+    "data.max_quarantined_share",
+    "loop.checkpoint_every",
+    "loop.export_dtype",
+    "loop.keep_checkpoints",
+    "loop.log_every",
+    "loop.worker_batch_size",
+}
+"""Fields that a resumed run may have changed: they do not touch the mathematics (the data has a hash of its own)."""
 
 
 class LoopSection(Section):
@@ -72,13 +82,15 @@ Batches = Callable[[int], Iterator[list[PairBatch]]]
 """From an update number: the micro-batches of this rank for that update and each one after it."""
 
 
-def train(config: TrainSection, context: RunContext, batches: Batches, *, name: str, facts: dict[str, Any]) -> None:
+def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batches, *, name: str) -> None:
     """Train until ``loop.max_steps``, going on from the newest checkpoint in ``context.run_dir`` if there is one.
 
-    ``facts`` (pairs, data hash, ...) goes into the provenance of the exported model. Raises ValueError when the
-    checkpoint was made with a config that would change the mathematics.
+    ``plan`` says which pairs there are, ``batches`` delivers them. Leaves ``metrics.jsonl``, ``quarantine.parquet``,
+    ``checkpoints/`` and the exported ``model/`` in the run folder. Raises ValueError when the checkpoint was made with
+    a config or data that would change the mathematics, and when too many pairs cannot be read.
     """
     loop, objective = config.loop, config.objective
+    record = config.model_dump(mode="json", include=set(TrainSection.model_fields)) | {"data_sha256": plan.fingerprint}
     family = config.family.load(context.device, loop.precision)
     base_hash = weights_hash([family.denoiser]) if context.rank == 0 else ""
     policy = Policy(config.policy, family, context.device, loop.precision, loop.seed, objective.needs_reference)
@@ -86,23 +98,28 @@ def train(config: TrainSection, context: RunContext, batches: Batches, *, name: 
     optimizer = make_optimizer(config.optim, parameters)
     schedule = make_schedule(config.optim, optimizer, loop.max_steps)
     scaler = torch.amp.GradScaler(context.device.type, enabled=loop.precision == "fp16")  # pyright: ignore[reportPrivateImportUsage]
+    quarantine = Quarantine(plan.quarantined, limit=config.data.max_quarantined_share)
+    quarantine_file = context.run_dir / "quarantine.parquet"
 
     checkpoints = context.run_dir / "checkpoints"
     start = 0
     saved = load_latest(checkpoints)
     if saved is not None:
-        refuse_changed_maths(saved.config, config)
+        refuse_changed_maths(saved.config, record)
         policy.load_state(saved.weights)
         optimizer.load_state_dict(saved.optim["optimizer"])
         schedule.load_state_dict(saved.optim["schedule"])
         scaler.load_state_dict(saved.optim["scaler"])
+        planned = {item.pair_id for item in plan.quarantined}
+        found = [item for item in read_quarantine(quarantine_file) if item.pair_id not in planned]
+        quarantine.add(found, rows_read=saved.step * loop.global_batch_size)
         start = saved.step
         log.info("resumed at update %d of %d", start, loop.max_steps)
 
-    means = RunningMeans()
-    file = MetricsFile(context.run_dir / "metrics.jsonl") if context.rank == 0 else None
+    means, file = RunningMeans(), MetricsFile(context.run_dir / "metrics.jsonl") if context.rank == 0 else None
+    unreadable: list[Quarantined] = []
+    logged = start
     stream = batches(start) if start < loop.max_steps else iter(())
-    skipped = 0
     for step in range(start, loop.max_steps):
         micro_batches = next(stream)
         pairs = torch.stack([batch.weights.sum() for batch in micro_batches]).sum().to(context.device)
@@ -113,6 +130,7 @@ def train(config: TrainSection, context: RunContext, batches: Batches, *, name: 
             output = objective(pair_errors(policy, objective, batch, loop.seed))
             scaler.scale((output.loss * weights).sum() / pairs).backward()
             means.add({"loss": output.loss.detach()} | output.metrics, weights)
+            unreadable += batch.quarantined
 
         sum_gradients(parameters, context)
         scaler.unscale_(optimizer)
@@ -120,38 +138,43 @@ def train(config: TrainSection, context: RunContext, batches: Batches, *, name: 
         if scaler.is_enabled() or bool(norm.isfinite()):
             scaler.step(optimizer)
         else:
-            skipped += 1
             log.warning("update %d skipped on every rank: its gradient is not finite", step + 1)
         scaler.update()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
 
         done = step + 1
-        if done % loop.log_every == 0 or done == loop.max_steps:
+        last = done == loop.max_steps
+        if done % loop.log_every == 0 or last:
+            found = [item for part in context.gather(unreadable) for item in part]
+            quarantine.add(found, rows_read=(done - logged) * loop.global_batch_size)
+            unreadable, logged = [], done
             metrics = {f"train/{key}": value for key, value in means.take(context).items()}
-            metrics |= {"train/lr": schedule.get_last_lr()[0], "train/grad_norm": norm.item(), "train/skipped": skipped}
+            metrics |= {"train/lr": schedule.get_last_lr()[0], "train/grad_norm": norm.item()}
+            metrics |= {"data/quarantined": len(quarantine.records)}
             if file is not None:
+                quarantine.write(quarantine_file)
                 file.append(done, metrics)
             context.report({"step": done} | metrics)
-        if context.rank == 0 and (done % loop.checkpoint_every == 0 or done == loop.max_steps):
+        if context.rank == 0 and (done % loop.checkpoint_every == 0 or last):
             optim = {
                 "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(),
                 "scaler": scaler.state_dict(),
             }
-            state = TrainingState(done, policy.state(), optim, config.model_dump(mode="json"))
-            save_checkpoint(checkpoints, state, loop.keep_checkpoints)
+            save_checkpoint(checkpoints, TrainingState(done, policy.state(), optim, record), loop.keep_checkpoints)
 
     if context.rank == 0:
-        facts = {"steps": loop.max_steps, "base_weights_sha256": base_hash} | facts
-        export_model(
-            context.run_dir / "model",
-            family,
-            name=name,
-            config=config.model_dump(mode="json"),
-            facts=facts,
-            dtype=DTYPES[loop.export_dtype],
-        )
+        facts = {
+            "steps": loop.max_steps,
+            "base_weights_sha256": base_hash,
+            "data_sha256": plan.fingerprint,
+            "pairs": plan.rows,
+            "ties_left_out": plan.ties,
+            "quarantined": counts_by_reason(quarantine.records),
+        }
+        dtype = DTYPES[loop.export_dtype]
+        export_model(context.run_dir / "model", family, name=name, config=record, facts=facts, dtype=dtype)
 
 
 def sum_gradients(parameters: list[torch.nn.Parameter], context: RunContext) -> None:
@@ -167,15 +190,15 @@ def sum_gradients(parameters: list[torch.nn.Parameter], context: RunContext) -> 
         gradient.copy_(total.view_as(gradient))
 
 
-def refuse_changed_maths(saved: dict[str, Any], config: TrainSection) -> None:
-    """ValueError when the run in this folder was started with another config than the one given now."""
-    was, now = flatten(saved), flatten(config.model_dump(mode="json"))
-    free = MAY_CHANGE | ({"loop.max_steps"} if config.optim.schedule.startswith("constant") else set())
-    changed = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key) and key not in free]
+def refuse_changed_maths(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """ValueError when the run in this folder was started with another config, or other data, than now."""
+    was, given = flatten(saved), flatten(now)
+    free = MAY_CHANGE | ({"loop.max_steps"} if given.get("optim.schedule", "").startswith("constant") else set())
+    changed = [key for key in sorted(was.keys() | given.keys()) if was.get(key) != given.get(key) and key not in free]
     if changed:
-        listed = "; ".join(f"{key} was {was.get(key)!r}, now {now.get(key)!r}" for key in changed)
+        listed = "; ".join(f"{key} was {was.get(key)!r}, now {given.get(key)!r}" for key in changed)
         raise ValueError(
-            f"this run cannot be resumed with a changed config: {listed}. Give it another run.name, or change only "
+            f"this run cannot go on with a changed config: {listed}. Give it another run.name, or change only "
             f"{', '.join(sorted(free))}."
         )
 

@@ -67,30 +67,29 @@ def run_training(job: TrainJob, console: Console | None = None) -> Path:
     folder = run_dir(job)
     folder.mkdir(parents=True, exist_ok=True)
     plan = Plan.build(job.data)
-    facts = {"pairs": plan.rows, "ties_left_out": plan.ties, "data_sha256": plan.fingerprint}
     save_config(job, folder / "config.yaml")
     with (
         track_run(job.tracking, folder, name=job.run.name, config=job),
         training_progress(folder, job.loop.max_steps, console, job.run.name),
     ):
         if job.cluster.num_workers == 0:
-            train_here(job, folder, plan, facts)
+            train_here(job, folder, plan)
         else:
-            train_on_ray(job, folder, facts)
+            train_on_ray(job, folder)
     return folder
 
 
-def train_here(job: TrainJob, folder: Path, plan: Plan, facts: dict[str, Any]) -> None:
+def train_here(job: TrainJob, folder: Path, plan: Plan) -> None:
     """One process, no Ray."""
     context = LocalContext(folder)
 
     def batches(start: int) -> Iterator[list[PairBatch]]:
         return step_batches(plan, job.data, **batch_plan(job, context.rank, context.world_size, start))
 
-    train(job, context, batches, name=job.run.name, facts=facts)
+    train(job, context, plan, batches, name=job.run.name)
 
 
-def train_on_ray(job: TrainJob, folder: Path, facts: dict[str, Any]) -> None:
+def train_on_ray(job: TrainJob, folder: Path) -> None:
     """A Ray Train worker group, each worker fed by Ray Data."""
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -100,7 +99,7 @@ def train_on_ray(job: TrainJob, folder: Path, facts: dict[str, Any]) -> None:
     resources = {"CPU": job.cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job.model_dump(mode="json"), "folder": str(folder), "facts": facts},
+        train_loop_config={"job": job.model_dump(mode="json"), "folder": str(folder)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.cluster.num_workers, use_gpu=gpus > 0, resources_per_worker=resources
         ),
@@ -149,7 +148,7 @@ def train_worker(task: dict[str, Any]) -> None:
             cpus_per_read=job.cluster.cpus_per_read,
         )
 
-    train(job, context, batches, name=job.run.name, facts=task["facts"])
+    train(job, context, plan, batches, name=job.run.name)
 
 
 def batch_plan(job: TrainJob, rank: int, world_size: int, start: int) -> dict[str, int]:

@@ -103,7 +103,7 @@ def load_pipeline(config: SD15, dtype: torch.dtype) -> StableDiffusionPipeline:
             variant=config.variant,
             safety_checker=None,
             requires_safety_checker=False,
-            torch_dtype=dtype,
+            dtype=dtype,
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:
