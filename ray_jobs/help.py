@@ -62,7 +62,8 @@ def _first_line(section: type[BaseModel]) -> str:
 def _field(path: str, field: FieldInfo, value: Any, indent: int) -> Iterator[str]:
     """A field that is no section: its line, its documentation, and the sections it may hold as items."""
     pad = " " * indent
-    yield f"{pad}{path}: {shape.describe(field.annotation, field.metadata)}  ({_default(field, value)})"
+    head = f"{pad}{path}: {shape.describe(field.annotation, field.metadata)}  ({_default(field, value)})"
+    yield from _wrapped(head, indent + 8)
     yield from _paragraphs(field.description or "", indent + 4)
     items = shape.variants(shape.item_type(field.annotation))
     for tag, item in items.items():
