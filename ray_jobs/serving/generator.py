@@ -14,7 +14,6 @@ from ray_jobs.serving.images import ImageJob, draw
 from ray_jobs.serving.models import ServedModel
 from ray_jobs.serving.section import ServeSection
 
-
 logger = logging.getLogger("ray.serve")
 
 

@@ -25,6 +25,12 @@ from ray_jobs.serving.section import ServeSection
 logger = logging.getLogger("ray.serve")
 
 APP = "palate"
+LOCAL_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # On a small or busy machine the HTTP process takes longer to come up than the 5 seconds that Serve gives it.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+}
 OBJECT_STORE_BYTES = 256 * 2**20
 
 
@@ -69,7 +75,8 @@ def start(section: ServeSection, models: dict[str, ServedModel], digest: bytes |
             raise ValueError("the cluster of RAY_ADDRESS already runs Ray Serve; stop it there with: serve shutdown")
     else:
         _check_port(section.host, section.port)
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        for name, value in LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         ray.init(
             address="local",
             num_cpus=math.ceil(section.num_replicas * section.replica.num_cpus),
