@@ -76,7 +76,14 @@ def _write_float(dumper: Dumper, value: float) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
+def _write_text(dumper: Dumper, value: str) -> yaml.ScalarNode:
+    # PyYAML folds these line ends when they stand in other than double quotes.
+    style = '"' if any(mark in value for mark in "\r\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
 Dumper.add_representer(float, _write_float)
+Dumper.add_representer(str, _write_text)
 
 
 def parse(text: str) -> Any:

@@ -1,0 +1,48 @@
+# From a clean clone, `make demo` sets up the environment and shows what Palate does.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help env demo test test-all lint format lock
+
+help:
+	@echo "make demo      see Palate work on this machine"
+	@echo "make env       the environment in .venv (PYTHON=python3.12 to choose another Python)"
+	@echo "make test      the tests of every change; make test-all runs the slow ones too"
+	@echo "make lint      style, types and the imports between packages; make format mends the style"
+	@echo "make lock      requirements.lock, anew from pyproject.toml"
+
+env: $(INSTALLED)
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Palate needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Try: make env PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+
+$(INSTALLED): requirements.lock pyproject.toml | $(BIN)/uv
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install -r requirements.lock
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --no-deps -e .
+	@touch $@
+
+demo: env
+	$(BIN)/palate demo
+
+test: env
+	$(BIN)/python -m pytest
+
+test-all: env
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+format: env
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(BIN)/uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-header -o requirements.lock

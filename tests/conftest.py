@@ -1,0 +1,27 @@
+"""What holds for every test: quiet, two cores, nothing sent anywhere, shapes checked in dpo_core."""
+
+import os
+import sys
+
+QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "MPLBACKEND": "agg",
+}
+
+for name, value in QUIET.items():
+    os.environ.setdefault(name, value)
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+from tests import typechecking  # noqa: E402
+
+early = [name for name in sys.modules if name.partition(".")[0] == "dpo_core"]
+assert not early, f"imported before its shapes could be checked: {early}"
+install_import_hook(["dpo_core"], f"{typechecking.__name__}.checked")
