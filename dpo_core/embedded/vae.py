@@ -11,6 +11,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +29,13 @@ KL_WEIGHT = 2e-4
 
 def new_vae() -> AutoencoderKL:
     """An untrained autoencoder: 0.95 M parameters, factor 4, 4 latent channels."""
+    blocks: Any = {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (32, 64, 64),
+    }
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 64, 64),
+        **blocks,
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
@@ -60,7 +64,8 @@ def train_vae(
         raise ValueError(f"steps is {steps}: it must be at least 1")
     torch.manual_seed(seed)
     rng = torch.Generator(device).manual_seed(seed)
-    vae = new_vae().to(device)
+    vae: Any = new_vae()
+    vae.to(device)
     train = render(captions("train", singles=True), drawings, seed).to(device)
     test = render(captions("heldout", singles=False), 512, seed + 1).to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
@@ -113,16 +118,15 @@ def training_images(drawings: Tensor, count: int, rng: torch.Generator) -> Tenso
 def normalise_latents(vae: AutoencoderKL, drawings: Tensor) -> None:
     """Folds an affine map per channel into the two 1 x 1 convolutions around the latents.
 
-    Afterwards every channel of ``vae.encode(...).latent_dist.mean * SCALING_FACTOR`` has mean 0 and standard deviation 1
-    over ``drawings`` (uint8 [N, 3, 64, 64]), and reconstructions are what they were.
+    Afterwards every channel of ``vae.encode(...).latent_dist.mean * SCALING_FACTOR`` has mean 0 and
+    standard deviation 1 over ``drawings`` (uint8 [N, 3, 64, 64]), and reconstructions are what they were.
     """
-    quant, post = vae.quant_conv, vae.post_quant_conv
-    assert quant is not None and post is not None
+    quant: Any = vae.quant_conv
+    post: Any = vae.post_quant_conv
     latents = torch.cat([_posterior(vae, part.float() / 127.5 - 1).mean for part in drawings.split(128)])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     gain = 1 / (SCALING_FACTOR * std)
     channels = len(gain)
-    assert quant.bias is not None and post.bias is not None
     quant.weight[:channels] *= gain[:, None, None, None]
     quant.bias[:channels] = (quant.bias[:channels] - mean) * gain
     quant.bias[channels:] += 2 * gain.log()
@@ -145,11 +149,13 @@ def reconstruct(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
 
 
 def _posterior(vae: AutoencoderKL, images: Tensor) -> DiagonalGaussianDistribution:
-    return vae.encode(images, return_dict=False)[0]
+    encode: Any = vae.encode
+    return encode(images, return_dict=False)[0]
 
 
 def _decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    return vae.decode(latents, return_dict=False)[0]  # pyright: ignore[reportArgumentType]
+    decode: Any = vae.decode
+    return decode(latents, return_dict=False)[0]
 
 
 def _lr_share(step: int, steps: int) -> float:
