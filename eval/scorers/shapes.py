@@ -6,13 +6,18 @@ the objects found in the picture, as GenEval does (arXiv 2310.11513); here shape
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
+
+from eval.scorers.base import ScoreFunction, Scorer
 
 HUES = {"red": 0.0, "yellow": 50.0, "green": 135.0, "blue": 224.0, "purple": 285.0}
 HUE_TOLERANCE = 26.0
@@ -58,6 +63,36 @@ class Found:
     y: float
     width: float
     height: float
+
+
+class Shapes(Scorer):
+    """Whether a picture of the embedded model's world shows what its prompt asks; see ``check``."""
+
+    kind: Literal["shapes"] = "shapes"
+
+    columns: ClassVar[dict[str, str]] = {
+        "correct": "1 if number, colours, shapes and relation are all as asked, else 0",
+        "score": "mean of the parts, 0 to 1; colour and shape earn the share of objects that have them",
+        "count": "1 if the picture holds as many things as asked, else 0",
+        "colour": "1 if every asked object has its colour, else 0",
+        "shape": "1 if every asked object has its shape, else 0",
+        "relation": "1 if the first object lies where asked from the second, else 0; NaN for one object",
+        "quality": "mean overlap of the asked objects with ideal shapes, 0 to 1",
+    }
+    primary: ClassVar[str] = "correct"
+
+    def load(self, device: str | torch.device = "cpu") -> ScoreFunction:
+        """Nothing is read; the check always runs on the CPU. Prompts outside the world are a ValueError."""
+        del device
+
+        def score(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[dict[str, float]]:
+            return [check(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+
+        return score
+
+    def tags(self, prompt: str) -> dict[str, str]:
+        """The relation asked for, ``none`` for a single object."""
+        return {"relation": parse(prompt)[1] or "none"}
 
 
 def check(image: Image.Image | NDArray[np.uint8], caption: str) -> dict[str, float]:
@@ -113,7 +148,8 @@ def find(image: Image.Image | NDArray[np.uint8]) -> list[Found]:
         [rgb[:2].reshape(-1, 3), rgb[-2:].reshape(-1, 3), rgb[:, :2].reshape(-1, 3), rgb[:, -2:].reshape(-1, 3)]
     )
     background = np.median(ring, axis=0)
-    labels, count = ndimage.label(np.linalg.norm(rgb - background, axis=2) > CONTRAST)
+    labels: NDArray[np.int32] = np.zeros((SIZE, SIZE), dtype=np.int32)
+    count = int(ndimage.label(np.linalg.norm(rgb - background, axis=2) > CONTRAST, output=labels))  # pyright: ignore
     areas = ndimage.sum_labels(np.ones_like(labels), labels, np.arange(1, count + 1))
     order = [int(i) + 1 for i in np.argsort(-areas) if areas[i] >= SPECK]
     measured = [_measure(rgb, background, labels, label) for label in order[:MOST]]
@@ -122,14 +158,14 @@ def find(image: Image.Image | NDArray[np.uint8]) -> list[Found]:
 
 def _measure(rgb: NDArray, background: NDArray, labels: NDArray, label: int) -> Found:
     own = labels == label
-    depth = ndimage.distance_transform_edt(own)
+    depth = np.asarray(ndimage.distance_transform_edt(own))
     core = rgb[depth >= min(3.0, 0.6 * depth.max())]
     paint = np.median(core, axis=0)
     uneven = float((np.linalg.norm(core - paint, axis=1) > UNEVEN_BY).mean())
     direction = paint - background
     alpha = np.clip((rgb - background) @ direction / max(direction @ direction, CONTRAST**2), 0, 1)
-    others = ndimage.binary_dilation((labels > 0) & ~own, iterations=2)
-    near = ndimage.binary_dilation(own, iterations=2)
+    others = np.asarray(ndimage.binary_dilation((labels > 0) & ~own, iterations=2))
+    near = np.asarray(ndimage.binary_dilation(own, iterations=2))
     alpha = np.where(near & ~others | own, alpha, 0.0)
     if alpha.max() <= 0.5:
         return Found(None, None, 0.0, 0.0, 0.0, 0.0, 0.0)
