@@ -1,7 +1,9 @@
 """House rules that can be seen from outside."""
 
+import glob
 import re
 import statistics
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,7 +56,15 @@ def test_lock_pins_every_package_and_names_no_host() -> None:
     assert [line for line in lines if "://" in line or " @ " in line] == []
 
 
-def test_installed_package_carries_the_files_that_are_not_python() -> None:
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    for pattern in ("embedded/model/**", "prompts/*", "templates/*", "web/**"):
-        assert f'"{pattern}"' in text
+def test_installed_package_carries_its_files_that_are_not_python() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    left_out = []
+    for package in PACKAGES:
+        carried = {
+            ROOT / package / name
+            for pattern in patterns[package]
+            for name in glob.glob(pattern, root_dir=ROOT / package, recursive=True)
+        }
+        files = [path for path in (ROOT / package).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+        left_out += [str(path.relative_to(ROOT)) for path in files if path not in carried and path.name != "README.md"]
+    assert left_out == []
