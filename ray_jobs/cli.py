@@ -4,8 +4,8 @@ import importlib
 import sys
 from importlib.metadata import version
 
-from ray_jobs.command import complain, interrupted, show
-from ray_jobs.problems import did_you_mean
+from ray_jobs.settings.command import complain, interrupted, show
+from ray_jobs.settings.problems import did_you_mean
 
 VERBS = {
     "prepare": "check preference data and cache its latents",

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ray_jobs import yaml12
-from ray_jobs.overrides import complete, parse_override, put
-from ray_jobs.problems import booleans_as_numbers, sentences
+from ray_jobs.settings import yaml12
+from ray_jobs.settings.overrides import complete, parse_override, put
+from ray_jobs.settings.problems import booleans_as_numbers, sentences
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -84,6 +84,6 @@ def run_verb(
     ``argv`` is ``sys.argv[1:]`` when None. Returns the exit code: 0; 1 after a ValueError of ``run``, told in one line;
     2 when the command line or the config is wrong; 130 when interrupted.
     """
-    from ray_jobs.command import execute
+    from ray_jobs.settings.command import execute
 
     return execute(schema, run, plan, argv, doc)

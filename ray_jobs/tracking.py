@@ -15,8 +15,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 from dpo_core.section import Section
-from ray_jobs.delivery import Delivery, Destination
-from ray_jobs.journal import append_line
+from ray_jobs.record.delivery import Delivery, Destination
+from ray_jobs.record.journal import append_line
 
 LOG_SCALE = {"log10_lr": "optim.lr", "log10_beta": "objective.beta"}
 """MLflow's parallel coordinates print five decimals, so small values are logged by their exponent too."""

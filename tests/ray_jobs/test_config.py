@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from dpo_core.section import Section
 from ray_jobs.config import ConfigError, load_config, run_verb, save_config
-from ray_jobs.yaml12 import parse, write
+from ray_jobs.settings.yaml12 import parse, write
 
 
 class DPO(Section):

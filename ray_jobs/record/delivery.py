@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_jobs.journal import Position, read_lines, replace_json
+from ray_jobs.record.journal import Position, read_lines, replace_json
 
 if TYPE_CHECKING:
-    from ray_jobs.mlflow_run import MlflowRun
+    from ray_jobs.record.mlflow_run import MlflowRun
 
 LINES_AT_ONCE = 200
 IMPORT_S = 60.0
@@ -136,7 +136,7 @@ class Delivery:
                 self._save()
 
     def _connect(self) -> "MlflowRun":
-        from ray_jobs.mlflow_run import MlflowRun
+        from ray_jobs.record.mlflow_run import MlflowRun
 
         self._imported, self._progress = True, time.monotonic()
         run = MlflowRun.open(self._destination, self.state.run_id)

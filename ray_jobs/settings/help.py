@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from ray_jobs import schema as shape
 from ray_jobs.config import ConfigError
-from ray_jobs.problems import did_you_mean
+from ray_jobs.settings import schema as shape
+from ray_jobs.settings.problems import did_you_mean
 
 WIDTH = 98
 

@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
-from ray_jobs.delivery import Destination
+from ray_jobs.record.delivery import Destination
 
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 """Error codes that no second attempt will change."""

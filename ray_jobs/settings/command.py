@@ -10,8 +10,8 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from ray_jobs.config import ConfigError, load_config, to_yaml
-from ray_jobs.help import help_text
-from ray_jobs.problems import did_you_mean
+from ray_jobs.settings.help import help_text
+from ray_jobs.settings.problems import did_you_mean
 
 S = TypeVar("S", bound=BaseModel)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ray_jobs import schema as shape
-from ray_jobs import yaml12
+from ray_jobs.settings import schema as shape
+from ray_jobs.settings import yaml12
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from ray_jobs import schema as shape
+from ray_jobs.settings import schema as shape
 
 _NOT_A_SECTION = ("model_type", "model_attributes_type", "dict_type")
 

@@ -1,0 +1,1 @@
+"""The parts of ``ray_jobs.config``: YAML, overrides, errors, help and the command line that every verb shares."""
