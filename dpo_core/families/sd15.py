@@ -34,7 +34,7 @@ class LoadedSD15:
         pipeline = load_pipeline(config, torch.float32)
         self.config = config
         self.device = device
-        self.denoiser = pipeline.unet.to(device).requires_grad_(False).eval()
+        self.denoiser = pipeline.unet.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
         self.vae = pipeline.vae.to(device, DTYPES[precision]).requires_grad_(False).eval()
         self.text_encoder = pipeline.text_encoder.to(device, DTYPES[precision]).requires_grad_(False).eval()
         self.tokenizer = pipeline.tokenizer
