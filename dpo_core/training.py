@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from dpo_core.checkpoint import TrainingState, load_latest, save_checkpoint
 from dpo_core.context import RunContext
 from dpo_core.data.batches import PairBatch
+from dpo_core.data.encoder import check_encoder
 from dpo_core.data.plan import DataSection, Plan
 from dpo_core.data.quarantine import Quarantine, Quarantined, counts_by_reason, read_quarantine
 from dpo_core.export import export_model
@@ -91,6 +92,7 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
     """
     loop, objective = config.loop, config.objective
     record = config.model_dump(mode="json", include=set(TrainSection.model_fields)) | {"data_sha256": plan.fingerprint}
+    check_encoder(plan, config.family)
     family = config.family.load(context.device, loop.precision)
     base_hash = weights_hash([family.denoiser]) if context.rank == 0 else ""
     policy = Policy(config.policy, family, context.device, loop.precision, loop.seed, objective.needs_reference)

@@ -24,7 +24,7 @@ from eval.scorers.shapes import Shapes
 from ray_jobs.cluster import start_ray
 from ray_jobs.config import run_verb, save_config
 from ray_jobs.search import SearchSection, at_point, check_space, label_of
-from ray_jobs.tracking import track_run
+from ray_jobs.tracking import track_run, tracking_uri
 from ray_jobs.train import TrainJob, run_training
 
 BASE = "base"
@@ -192,11 +192,12 @@ def record(job: TuneJob, comparison: Comparison, points: dict[str, dict[str, Any
     out = sweep_dir(job)
     with track_run(job.train.tracking, out, name=job.train.run.name, config=job) as parent:
         parent_id = parent.wait_for_run_id()
+        nested = job.train.tracking.model_copy(update={"uri": tracking_uri(job.train.tracking, out.parent)})
         for name, point in points.items():
             trial = trial_job(job, point)
             difference = comparison.difference(name)
             append_result(out / name, {"eval/delta": difference.delta, "eval/win_rate": difference.win_rate})
-            with track_run(job.train.tracking, out / name, name=name, config=trial, parent_run_id=parent_id):
+            with track_run(nested, out / name, name=name, config=trial, parent_run_id=parent_id):
                 pass
 
 

@@ -1,0 +1,68 @@
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from dpo_core.metrics import read_complete_rows
+from tests.ray_jobs.jobs import ROOT, write_job
+from tests.tiny_data import make_pairs
+from tests.tiny_models import make_tiny_sd
+
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def cluster():
+    """A head node as ``ray start --head`` makes it; its processes are the only ones that are ended."""
+    scratch = tempfile.mkdtemp(prefix="ray")  # Ray's socket paths must be short
+    dashboard = free_port()
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-for-this-test-0123456789"}
+    environment.pop("RAY_ADDRESS", None)
+    command = [*RAY, "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=2", f"--temp-dir={scratch}",
+               "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+               f"--ray-client-server-port={free_port()}", "--disable-usage-stats"]  # fmt: skip
+    with open(Path(scratch) / "head.log", "w") as log:
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", dashboard)) == 0:
+                    break
+            assert head.poll() is None, (Path(scratch) / "head.log").read_text()
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{dashboard}", environment
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        try:
+            head.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.mark.ray
+def test_a_training_job_can_be_submitted_to_a_cluster(cluster, tmp_path):
+    address, environment = cluster
+    model, pairs = make_tiny_sd(tmp_path / "model"), make_pairs(tmp_path / "pairs", 16)
+    config = write_job(tmp_path, model, pairs, workers=1, steps=2)
+    submit = [*RAY, "job", "submit", "--address", address, "--working-dir", str(ROOT), "--"]
+    entry = [sys.executable, "-m", "ray_jobs.train", "--config", str(config)]
+    done = subprocess.run([*submit, *entry], env=environment, capture_output=True, text=True, timeout=280, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert [row["step"] for row in read_complete_rows(tmp_path / "runs" / "run" / "metrics.jsonl")] == [1, 2]
+    assert (tmp_path / "runs" / "run" / "model" / "model_index.json").exists()

@@ -1,0 +1,96 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpo_core.data.quarantine import read_quarantine
+from dpo_core.metrics import read_complete_rows
+from tests.ray_jobs.jobs import final_weights, kill_once_there, palate, write_job
+from tests.tiny_data import make_pairs
+from tests.tiny_models import make_tiny_sd
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return make_tiny_sd(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    return make_pairs(tmp_path_factory.mktemp("pairs"), 24)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, model, pairs) -> Path:
+    """The folder of a run in one process that was never stopped."""
+    folder = tmp_path_factory.mktemp("straight")
+    done = palate("train", "--config", write_job(folder, model, pairs))
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "run"
+
+
+def test_a_run_leaves_its_config_metrics_quarantine_checkpoint_and_model(straight):
+    assert {"config.yaml", "metrics.jsonl", "quarantine.parquet", "checkpoints", "model"} <= {
+        path.name for path in straight.iterdir()
+    }
+    rows = read_complete_rows(straight / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[0]["train/loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_the_saved_config_can_be_given_back(straight):
+    done = palate("train", "--config", straight / "config.yaml", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "usable pairs" in done.stdout and "24" in done.stdout
+
+
+def test_a_run_killed_with_sigkill_and_started_again_ends_with_the_same_bits(straight, tmp_path, model, pairs):
+    config = write_job(tmp_path, model, pairs)
+    kill_once_there(config, tmp_path / "runs" / "run" / "checkpoints" / "step-00000002")
+    assert not (tmp_path / "runs" / "run" / "model").exists()
+    done = palate("train", "--config", config)
+    assert done.returncode == 0, done.stderr
+    expected, resumed = final_weights(straight), final_weights(tmp_path / "runs" / "run")
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+def test_a_misspelt_field_is_answered_with_did_you_mean_and_exit_code_two(tmp_path, model, pairs):
+    done = palate("train", "--config", write_job(tmp_path, model, pairs), "optim.lrr=1e-5")
+    assert done.returncode == 2
+    assert "optim.lrr" in done.stderr and "did you mean" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_real_photographs_train_and_rows_that_cannot_be_used_are_counted_with_reasons(tmp_path, model):
+    assets = Path(__file__).parents[1] / "assets"
+    config = write_job(tmp_path, model, assets / "hostile.parquet", steps=4)
+    real = assets / "real_pairs.parquet"
+    done = palate("train", "--config", config, f"data.paths=[{assets / 'hostile.parquet'}, {real}]",
+                  "data.max_quarantined_share=0.5", "data.min_side=32", "loop.global_batch_size=16")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    reasons = {str(item.reason) for item in read_quarantine(tmp_path / "runs" / "run" / "quarantine.parquet")}
+    assert {"image_truncated", "image_too_large", "label_nan", "caption_null"} <= reasons
+
+
+@pytest.mark.ray
+def test_two_ray_workers_train_what_one_process_trains(straight, tmp_path, model, pairs):
+    done = palate("train", "--config", write_job(tmp_path, model, pairs, workers=2))
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "run"
+    alone, together = read_complete_rows(straight / "metrics.jsonl"), read_complete_rows(run / "metrics.jsonl")
+    for one, two in zip(alone, together, strict=True):
+        assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-3)
+        assert two["train/pairs"] == one["train/pairs"]
+    assert (run / "model" / "model_index.json").exists()
+
+
+@pytest.mark.ray
+def test_two_ray_workers_killed_and_started_again_end_with_the_same_bits(tmp_path, model, pairs):
+    never = write_job(tmp_path, model, pairs, name="never-stopped", workers=2, steps=8)
+    killed = write_job(tmp_path, model, pairs, name="killed", workers=2, steps=8)
+    assert palate("train", "--config", never).returncode == 0
+    kill_once_there(killed, tmp_path / "runs" / "killed" / "checkpoints" / "step-00000003")
+    done = palate("train", "--config", killed)
+    assert done.returncode == 0, done.stderr
+    expected, resumed = (final_weights(tmp_path / "runs" / name) for name in ("never-stopped", "killed"))
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
