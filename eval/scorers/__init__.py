@@ -6,6 +6,7 @@ from pydantic import Field
 
 from eval.scorers.aesthetic import Aesthetic
 from eval.scorers.clip import CLIPScore
+from eval.scorers.shapes import Shapes
 
-AnyScorer = Annotated[CLIPScore | Aesthetic, Field(discriminator="kind")]
+AnyScorer = Annotated[Shapes | CLIPScore | Aesthetic, Field(discriminator="kind")]
 """A scorer in a config, told apart by its ``kind``."""
