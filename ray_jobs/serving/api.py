@@ -114,12 +114,12 @@ def _base64(image: bytes) -> str:
 
 
 def _documented_errors() -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI description says of every answer that is not a success."""
     field = {"type": ["string", "null"]}
     error = {"type": "object", "properties": dict.fromkeys(("message", "type", "param", "code"), field)}
     schema = {"type": "object", "properties": {"error": error}, "required": ["error"]}
-    reasons = {400: "bad input", 401: "no valid key", 403: "wrong host", 404: "no such model", 413: "body too large"}
-    reasons |= {429: "overloaded", 500: "failed", 503: "not ready", 504: "took too long"}
-    return {
-        status: {"description": reason, "content": {"application/json": {"schema": schema}}}
-        for status, reason in reasons.items()
-    }
+    reasons = (
+        "400 bad input, 401 no valid key, 403 wrong host, 404 no such model, 413 body too large, 429 overloaded "
+        "(with Retry-After), 500 failed, 503 not ready, 504 took too long"
+    )
+    return {"default": {"description": reasons, "content": {"application/json": {"schema": schema}}}}

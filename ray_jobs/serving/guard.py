@@ -58,8 +58,7 @@ class Guard:
         await self.app(scope, _replay(body, receive), send_with_headers)
 
     def _check_host(self, headers: Headers) -> None:
-        host = headers.get("host", "").rsplit(":", 1)[0] if "host" in headers else ""
-        if self.hosts is not None and host not in self.hosts:
+        if self.hosts is not None and headers.get("host", "").rsplit(":", 1)[0].lower() not in self.hosts:
             raise ApiError(403, "This server answers only to this machine's own name.", "host_not_allowed")
 
     def _check_key(self, path: str, headers: Headers) -> None:

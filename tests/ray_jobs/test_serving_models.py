@@ -39,7 +39,8 @@ def test_named_models_come_first_and_runs_are_served_under_their_names(tmp_path)
 def test_a_lora_on_the_embedded_model_gets_the_folder_of_that_model(tmp_path):
     lora = put_lora(tmp_path / "lora", "embedded")
     base = served_models({"lora": str(lora)}, None)["lora"].base
-    assert base is not None and Path(base).parts[-3:] == ("dpo_core", "embedded", "model")
+    assert base is not None
+    assert Path(base).parts[-3:] == ("dpo_core", "embedded", "model")
 
 
 def test_a_folder_that_does_not_exist_is_an_error_that_lists_the_models_found(tmp_path):
@@ -108,4 +109,5 @@ def test_a_key_that_is_asked_for_and_not_set_stops_the_server_from_starting(monk
         api_key_digest(section)
     monkeypatch.setenv("PALATE_TEST_KEY", "secret")
     digest = api_key_digest(section)
-    assert digest is not None and b"secret" not in digest
+    assert digest is not None
+    assert b"secret" not in digest
