@@ -142,12 +142,14 @@ def write_manifest(rows: Sequence[dict[str, Any]], out_dir: str | Path) -> Path:
 
 def generate_to_folder(model_folder: str | Path, prompts: Sequence[str], seeds: Sequence[int], out_dir: str | Path,
                        sampler: SamplerSection, *, model: str | None = None, device: str = "cpu",
-                       base: str | Path | None = None) -> Path:
+                       base: str | Path | None = None, indices: Sequence[int] | None = None) -> Path:
     """Draw every prompt with every seed into ``out_dir/images``; returns the path of ``out_dir/manifest.parquet``.
 
-    Images already there are kept; if none is missing the model is not even loaded.
+    Images already there are kept; if none is missing the model is not even loaded. ``indices`` as in
+    :func:`plan_images`, ``base`` as in :func:`eval.models.load_pipeline`.
     """
-    rows = plan_images(model or Path(model_folder).name, model_hash(model_folder, base=base), prompts, seeds, sampler)
+    weights = model_hash(model_folder, base=base)
+    rows = plan_images(model or Path(model_folder).name, weights, prompts, seeds, sampler, indices=indices)
     if any(not (Path(out_dir) / row["file"]).is_file() for row in rows):
         make_missing(load_pipeline(model_folder, device, sampler.dtype, base=base), rows, sampler, out_dir)
     return write_manifest(rows, out_dir)

@@ -12,7 +12,7 @@ from eval.section import Section
 class ComparisonPlan(Section):
     """Every model draws the same prompts from the same start noise with the same sampler; then all are scored."""
 
-    models: dict[str, str] = Field(min_length=2)
+    models: dict[str, str] = Field(min_length=1)
     """Name in tables -> diffusers folder, LoRA folder or hub id."""
     baseline: str = "base"
     """The model that the others are measured against, one of the names above."""

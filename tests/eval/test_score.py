@@ -1,0 +1,59 @@
+from typing import ClassVar
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from eval.generate import SamplerSection, plan_images, write_manifest
+from eval.score import score_folder, score_images
+from eval.scorers.base import Scorer
+
+
+class Redness(Scorer):
+    kind: str = "redness"
+    columns: ClassVar[dict[str, str]] = {"red": "mean of the red channel, 0 to 255", "words": "length of the prompt"}
+    primary: ClassVar[str] = "red"
+
+    def load(self, device="cpu"):
+        def score(images, prompts):
+            return [{"red": float(np.asarray(image)[..., 0].mean()), "words": float(len(prompt.split()))}
+                    for image, prompt in zip(images, prompts, strict=True)]
+
+        return score
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = plan_images("base", "abc", ["a b", "c"], [0], SamplerSection())
+    pictures = [Image.new("RGB", (4, 4), (200, 0, 0)), Image.effect_noise((4, 4), 90).convert("RGB")]
+    for row, picture in zip(rows, pictures, strict=True):
+        (tmp_path / row["file"]).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / row["file"])
+    write_manifest(rows, tmp_path)
+    return tmp_path
+
+
+def test_every_image_and_column_gets_a_row(folder):
+    rows = pq.read_table(score_folder(folder, [Redness()])).to_pylist()
+    assert [(row["prompt"], row["scorer"], row["column"]) for row in rows] == [
+        ("a b", "redness", "red"), ("a b", "redness", "words"), ("c", "redness", "red"), ("c", "redness", "words")]
+    assert rows[0]["score"] == 200.0
+    assert rows[1]["score"] == 2.0
+    assert [row["blank"] for row in rows] == [True, True, False, False]
+
+
+def test_the_batch_size_does_not_change_the_rows(folder):
+    manifest = pq.read_table(folder / "manifest.parquet").to_pylist()
+    scorer = Redness()
+    one, many = (score_images(manifest, folder, scorer, scorer.load(), batch_size=size) for size in (1, 8))
+    assert one == many
+
+
+def test_a_scorer_that_gives_other_columns_is_refused(folder):
+    manifest = pq.read_table(folder / "manifest.parquet").to_pylist()
+    with pytest.raises(ValueError, match="allowed: finite numbers or NaN for red, words"):
+        score_images(manifest, folder, Redness(), lambda images, prompts: [{"red": 1.0}] * len(images))
+    with pytest.raises(ValueError, match="'redness' gave"):
+        score_images(manifest, folder, Redness(),
+                     lambda images, prompts: [{"red": float("inf"), "words": 1.0}] * len(images))
