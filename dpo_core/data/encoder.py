@@ -35,6 +35,6 @@ def check_encoder(plan: Plan, family: Family) -> None:
     if encoder != plan.cache.encoder:
         raise ValueError(
             f"the latents were encoded by the autoencoder of {plan.cache.model!r} ({plan.cache.encoder[:12]}), but "
-            f"family.model={family.model!r} has another one ({encoder[:12]}); run `palate prepare` with this model into "
-            "a new folder, or train the model that the latents were made for"
+            f"family.model={family.model!r} has another one ({encoder[:12]}); run `palate prepare` with this model "
+            "into a new folder, or train the model that the latents were made for"
         )

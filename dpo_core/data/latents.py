@@ -4,7 +4,6 @@ A cache mirrors its source: row group i of the cache is row group i of the sourc
 when the source was planned. So training on the cache takes the same order as training on the images.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -29,13 +28,15 @@ SHARD_SCHEMA = pa.schema(
         ("chosen_captions", pa.list_(pa.string())),
         ("rejected_captions", pa.list_(pa.string())),
         ("posterior", pa.binary()),
+        ("shape", pa.list_(pa.int32())),
         ("reason", pa.string()),
         ("detail", pa.string()),
         ("source_file", pa.string()),
         ("source_row", pa.int64()),
     ]
 )
-"""``posterior`` is ``[2, 2, C, h, w]`` (chosen, rejected; mean, deviation), or null where ``reason`` says why not."""
+"""``posterior`` is ``[2, 2, C, h, w]`` (chosen, rejected; mean, deviation) and ``shape`` is (C, h, w); both are null
+where ``reason`` says why the pair could not be encoded."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,16 @@ class LatentCache:
     encoder: str
     """Hash of the autoencoder's weights."""
     model: str
+    precision: str
+    """Precision the autoencoder ran in."""
     resolution: int
     captions: str
     dtype: str
     """float32 or float16, as stored."""
     source: str
     """Fingerprint of the source's plan."""
+    shard_pairs: int
+    """Pairs asked for per shard: with the source it decides which rows a shard holds."""
     limits: dict[str, float]
     """Image limits that decided what was encoded."""
     shape: tuple[int, ...] = ()
@@ -60,11 +65,13 @@ class LatentCache:
     """Rows of the source, of which ``ties`` were left out."""
     ties: int = 0
 
-    @property
-    def key(self) -> str:
-        """Hash of all that decides what the shards hold; two caches with one key are interchangeable."""
-        decided = (self.encoder, self.resolution, self.captions, self.dtype, self.source, sorted(self.limits.items()))
-        return hashlib.sha256(json.dumps(decided).encode()).hexdigest()
+    def differences(self, other: "LatentCache") -> str:
+        """What makes the shards of two caches different, in words; empty when they are interchangeable."""
+        ours, theirs = asdict(self), asdict(other)
+        decided = [name for name in ours if name not in ("model", "shape", "complete", "total", "ties")]
+        return ", ".join(
+            f"{name} {ours[name]} there, {theirs[name]} here" for name in decided if ours[name] != theirs[name]
+        )
 
 
 def is_cache(path: str | Path) -> bool:
@@ -150,3 +157,12 @@ def shard_quarantine(files: Sequence[str]) -> list[Quarantined]:
         Quarantined(row["pair_id"], row["source_file"], row["source_row"], Reason(row["reason"]), row["detail"])
         for row in rows
     ]
+
+
+def read_shape(files: Sequence[str]) -> tuple[int, ...]:
+    """(C, h, w) of the latents in these shards. Raises ValueError when not one pair could be encoded."""
+    for file in files:
+        for shape in pq.read_table(file, columns=["shape"]).column("shape").to_pylist():
+            if shape is not None:
+                return tuple(shape)
+    raise ValueError("not one pair of images could be encoded")

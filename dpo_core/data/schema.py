@@ -41,7 +41,7 @@ LABELS = ("label_0", "label_1")
 IMAGES = ("jpg_0", "jpg_1")
 
 _ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-_JOINERS = {"\u200c", "\u200d"}
+_JOINERS = "\u200c\u200d"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def clean_text(text: str) -> str:
     """
     if not text.isprintable():
         text = "".join(_printable(character) for character in _ESCAPE_SEQUENCE.sub("", text))
-    return text.strip().strip("".join(_JOINERS)).strip()
+    return text.strip(" " + _JOINERS)
 
 
 def chosen_side(label_0: float | None, label_1: float | None, has_label: bool | None = True) -> int | None:
