@@ -1,0 +1,205 @@
+"""palate prepare: check preference data and cache its latents."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from rich.console import Console
+
+from dpo_core.data.latents import (
+    LatentCache,
+    is_cache,
+    quarantine_file,
+    read_cache,
+    read_shape,
+    shard_files,
+    shard_name,
+    shard_quarantine,
+    write_cache,
+)
+from dpo_core.data.plan import DataSection, Plan, Slot
+from dpo_core.data.quarantine import check_share, counts_by_reason, write_quarantine
+from dpo_core.families import AnyFamily, Precision
+from dpo_core.section import Section
+from ray_jobs.cluster import ClusterSection
+from ray_jobs.config import run_verb
+
+
+class CacheSection(Section):
+    """What is written, and how it is computed."""
+
+    folder: str = "latents"
+    """Folder of the cache; data.paths of a training job may name it."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """How posteriors are stored; float16 halves the space and rounds at the fourth digit."""
+    shard_pairs: int = Field(default=256, ge=1)
+    """Pairs per shard, rounded up to whole row groups of the source; a shard is what a killed job repeats."""
+    batch_size: int = Field(default=8, ge=1)
+    """Pairs that the autoencoder encodes at once."""
+    precision: Precision = "fp32"
+    """Precision of the autoencoder."""
+
+
+class PrepareJob(Section):
+    """A latent cache: which pairs, encoded by which model, into which folder."""
+
+    family: AnyFamily = AnyFamily()
+    data: DataSection = DataSection()
+    cache: CacheSection = CacheSection()
+    cluster: ClusterSection = ClusterSection()
+
+
+def make_shards(plan: Plan, shard_pairs: int) -> list[range]:
+    """Ranges of ``plan.groups``, each with at least ``shard_pairs`` usable rows (the last may have fewer)."""
+    shards, first = list[range](), 0
+    for group in range(len(plan.groups)):
+        if plan.starts[group + 1] - plan.starts[first] >= shard_pairs or group + 1 == len(plan.groups):
+            shards.append(range(first, group + 1))
+            first = group + 1
+    return shards
+
+
+def wanted_cache(job: PrepareJob, plan: Plan) -> LatentCache:
+    """The description of the cache that ``job`` makes. Raises ValueError when the model has no autoencoder."""
+    from dpo_core.data.encoder import encoder_hash
+
+    data = job.data
+    return LatentCache(
+        encoder=encoder_hash(job.family),
+        model=job.family.model,
+        precision=job.cache.precision,
+        resolution=data.resolution,
+        captions=data.captions,
+        dtype=job.cache.dtype,
+        source=plan.fingerprint,
+        shard_pairs=job.cache.shard_pairs,
+        limits={"min_side": data.min_side, "max_megapixels": data.max_megapixels, "max_aspect": data.max_aspect},
+        total=plan.total,
+        ties=plan.ties,
+    )
+
+
+def image_plan(job: PrepareJob) -> Plan:
+    """The plan of the images to encode. Raises ValueError as `Plan.build`, and for settings a cache cannot hold."""
+    data = job.data
+    if data.crop != "center" or data.flip != "none":
+        raise ValueError(
+            f"a cache holds one centre crop of each image; data.crop={data.crop} and data.flip={data.flip} need "
+            "training on the images; allowed here are data.crop=center and data.flip=none"
+        )
+    plan = Plan.build(data)
+    if plan.cache is not None:
+        raise ValueError(f"{data.paths[0]} is a latent cache already; data.paths must name pairs with images")
+    return plan
+
+
+def plan_rows(job: PrepareJob) -> list[tuple[str, str]]:
+    """What ``--dry-run`` tells beyond the resolved config."""
+    plan = image_plan(job)
+    side = job.data.resolution // 8
+    size = plan.rows * 2 * 2 * 4 * side * side * (4 if job.cache.dtype == "float32" else 2)
+    shards = make_shards(plan, job.cache.shard_pairs)
+    return [
+        ("cache folder", str(Path(job.cache.folder).resolve())),
+        ("usable pairs", f"{plan.rows:,} ({len(plan.quarantined)} in quarantine, {plan.ties} ties left out)"),
+        ("shards", f"{len(shards):,}, of which {len(done_shards(job.cache.folder, len(shards))):,} are there"),
+        ("size", f"about {size / 1e6:,.1f} MB (latents of 4 channels, an eighth of the image's side)"),
+        ("workers", "in this process" if job.cluster.num_workers == 0 else str(job.cluster.num_workers)),
+    ]
+
+
+def done_shards(folder: str | Path, count: int) -> set[int]:
+    names = {Path(file).name for file in shard_files(folder)}
+    return {index for index in range(count) if shard_name(index) in names}
+
+
+def prepare(job: PrepareJob, console: Console | None = None) -> Path:
+    """Fill the cache folder, or what is missing of it; returns the folder.
+
+    Raises ValueError when the data or the model cannot be read, when too many images cannot be used, and when the
+    folder holds another cache.
+    """
+    console = console or Console()
+    folder = Path(job.cache.folder).resolve()
+    plan = image_plan(job)
+    cache = wanted_cache(job, plan)
+    if is_cache(folder):
+        found = read_cache(folder)
+        if differences := found.differences(cache):
+            raise ValueError(f"{folder} holds another cache ({differences}); choose another cache.folder or delete it")
+        if found.complete:
+            console.print(f"nothing to do: {folder} is complete")
+            return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_cache(folder, cache)
+    for left_by_a_killed_job in folder.glob(".shard-*"):
+        left_by_a_killed_job.unlink()
+    shards = make_shards(plan, job.cache.shard_pairs)
+    done = done_shards(folder, len(shards))
+    missing = [index for index in range(len(shards)) if index not in done]
+    follow(encode(job, folder, plan, shards, missing), len(shards), len(done), console)
+    return finish(job, folder, plan, cache, console)
+
+
+def encode(job: PrepareJob, folder: Path, plan: Plan, shards: list[range], missing: list[int]) -> Iterator[int]:
+    """Write the ``missing`` shards; yields the index of each one as it is done."""
+    from ray_jobs import encoding
+
+    tasks = [
+        encoding.ShardTask(index, str(folder / shard_name(index)), slots_of(plan, shards[index])) for index in missing
+    ]
+    recipe = encoding.Recipe(job.family, job.data, job.cache.dtype, job.cache.precision, job.cache.batch_size)
+    if job.cluster.num_workers == 0 or not tasks:
+        yield from encoding.encode_here(tasks, recipe)
+    else:
+        yield from encoding.encode_on_ray(tasks, recipe, job.cluster)
+
+
+def slots_of(plan: Plan, groups: range) -> list[list[Slot]]:
+    """The usable rows of some row groups."""
+    return [
+        [plan.slot(row, 0) for row in range(int(plan.starts[group]), int(plan.starts[group + 1]))] for group in groups
+    ]
+
+
+def follow(done: Iterator[int], total: int, start: int, console: Console) -> None:
+    """Show how many shards are done."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("shards", total=total, completed=start)
+        for _ in done:
+            progress.advance(bar)
+
+
+def finish(job: PrepareJob, folder: Path, plan: Plan, cache: LatentCache, console: Console) -> Path:
+    """Write the quarantine, judge it, and declare the cache complete."""
+    files = shard_files(folder)
+    quarantined = [*plan.quarantined, *shard_quarantine(files)]
+    write_quarantine(quarantine_file(folder), quarantined)
+    check_share(quarantined, plan.total, job.data.max_quarantined_share)
+    write_cache(folder, replace(cache, shape=read_shape(files), complete=True))
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts_by_reason(quarantined).items()) or "none"
+    console.print(f"latents    {folder}\nquarantine {reasons}")
+    return folder
+
+
+def main(argv: list[str] | None = None) -> int:
+    def run(job: PrepareJob) -> None:
+        prepare(job)
+
+    return run_verb(schema=PrepareJob, run=run, plan=plan_rows, argv=argv, doc=__doc__ or "")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,149 @@
+"""Preference pairs read and decoded by Ray Data, in exactly the order and with exactly the bytes of `step_batches`.
+
+Ray Data keeps no position of its own, so it is given none to keep: this rank's slots of the coming steps are cut into
+units, each unit is read by one task, and the results arrive in order. Resuming is starting at another step.
+"""
+
+import itertools
+import logging
+import pickle
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import DataContext
+
+from dpo_core.data.batches import DataSection, PairBatch, make_schedule, micro_batches
+from dpo_core.data.latents import LatentCache
+from dpo_core.data.loader import BatchLoader
+from dpo_core.data.order import Schedule
+from dpo_core.data.plan import Plan, Slot
+
+UNIT_BYTES = 128 << 20
+"""Decoded size of a unit: what a task holds at once, and an object in the object store."""
+MAX_UNIT_STEPS = 32
+"""Of small images more would fit, but the first step waits for the whole first unit."""
+EXECUTION_SLOTS = 1 << 15
+"""Slots that one execution of the dataset covers; the next begins when it is used up."""
+READER_BYTES = 512 << 20
+"""Row groups that a reading process keeps for its next unit."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a task needs besides its slots."""
+
+    section: DataSection
+    seed: int
+    cache: LatentCache | None
+    worker_batch_size: int
+
+
+def ray_step_batches(
+    plan: Plan,
+    section: DataSection,
+    *,
+    seed: int,
+    global_batch_size: int,
+    worker_batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start_step: int = 0,
+    stop_step: int | None = None,
+    cpus_per_read: float = 0.25,
+    prefetch_units: int = 2,
+) -> Iterator[list[PairBatch]]:
+    """`dpo_core.data.batches.step_batches`, bit for bit, with reading and decoding in tasks of ``cpus_per_read`` CPUs.
+
+    Called in a Ray Train worker or any driver. ``prefetch_units`` units wait ready for the consumer. It ends before
+    ``stop_step`` where that is given, so that nothing is read in vain. Closing the iterator ends the execution. Raises
+    ValueError as `step_batches` does.
+    """
+    schedule = make_schedule(plan, section, seed=seed, global_batch_size=global_batch_size)
+    per_step = len(schedule.lanes_of(rank, world_size)) * schedule.items_per_lane
+    recipe = Recipe(section, seed, plan.cache, worker_batch_size)
+    unit_steps = steps_per_unit(per_step, bytes_per_pair(section, plan.cache))
+    units = max(8, EXECUTION_SLOTS // (unit_steps * per_step))
+
+    def steps() -> Iterator[list[PairBatch]]:
+        for first in itertools.count(start_step, units * unit_steps):
+            last = min(first + units * unit_steps, stop_step if stop_step is not None else sys.maxsize)
+            if first >= last:
+                return
+            cuts = [range(start, min(start + unit_steps, last)) for start in range(first, last, unit_steps)]
+            rows = [unit_row(schedule, cut, rank, world_size) for cut in cuts]
+            dataset = quietly(lambda rows=rows: read_units(rows, recipe, cpus_per_read))
+            with closing(iterate(dataset, prefetch_units)) as results:
+                for unit in results:
+                    yield from unit
+
+    return steps()
+
+
+def steps_per_unit(pairs_per_step: int, pair_bytes: int) -> int:
+    """As many steps as fit UNIT_BYTES: many small reads of the same row groups cost more than a few large ones."""
+    return max(1, min(MAX_UNIT_STEPS, UNIT_BYTES // (pairs_per_step * pair_bytes)))
+
+
+def bytes_per_pair(section: DataSection, cache: LatentCache | None) -> int:
+    if cache is None:
+        return 2 * 3 * section.resolution**2
+    channels, height, width = cache.shape
+    return 2 * 2 * 4 * channels * height * width
+
+
+def unit_row(schedule: Schedule, steps: range, rank: int, world_size: int) -> dict[str, bytes]:
+    return {"slots": pickle.dumps([schedule.slots(step, rank, world_size) for step in steps])}
+
+
+def read_units(rows: list[dict[str, bytes]], recipe: Recipe, cpus: float) -> ray.data.Dataset:
+    """One block and one task for each unit; a row of the result is one unit of batches."""
+    read: Any = read_unit
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    return dataset.map_batches(
+        read,
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_kwargs={"recipe": recipe},
+        num_cpus=cpus,
+        zero_copy_batch=True,
+    )
+
+
+def read_unit(row: pa.Table, *, recipe: Recipe) -> pa.Table:
+    steps: list[list[Slot]] = pickle.loads(row.column("slots")[0].as_py())
+    loader = loader_of(pickle.dumps(recipe))
+    batches = [micro_batches(loader, slots, recipe.worker_batch_size) for slots in steps]
+    return pa.table({"batches": pa.array([pickle.dumps(batches, protocol=5)], type=pa.large_binary())})
+
+
+@lru_cache(maxsize=1)
+def loader_of(recipe: bytes) -> BatchLoader:
+    """The loader of this process; kept between tasks for the row groups it remembers."""
+    parts: Recipe = pickle.loads(recipe)
+    return BatchLoader(parts.section, parts.seed, parts.cache, cache_bytes=READER_BYTES)
+
+
+def iterate(dataset: ray.data.Dataset, prefetch: int) -> Generator[list[list[PairBatch]], None, None]:
+    """Every unit's steps; the execution ends with the iterator."""
+    tables: Any = iter(dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=prefetch))
+    with closing(tables):
+        for table in tables:
+            yield pickle.loads(table.column("batches")[0].as_buffer())
+
+
+def quietly(make: Callable[[], ray.data.Dataset]) -> ray.data.Dataset:
+    """Build a dataset that keeps the order of its blocks and prints nothing; the settings of the process stay."""
+    for name, level in (("execution.streaming_executor", logging.WARNING), ("progress", logging.ERROR)):
+        logging.getLogger(f"ray.data._internal.{name}").setLevel(level)
+    context = DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    with DataContext.current(context):
+        return make()
