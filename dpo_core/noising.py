@@ -1,9 +1,8 @@
 """Forward processes: how noise is mixed into latents, and what the network is asked to predict."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -68,10 +67,11 @@ def noising_of(scheduler_config: dict) -> EpsilonNoising:
 
     Raises ValueError for a prediction type that this process cannot express.
     """
-    from diffusers import DDPMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     kinds = {"epsilon": EpsilonNoising, "v_prediction": VelocityNoising}
     prediction_type = scheduler_config.get("prediction_type", "epsilon")
     if prediction_type not in kinds:
         raise ValueError(f"prediction_type {prediction_type!r} of the scheduler is not one of {sorted(kinds)}")
-    return kinds[prediction_type](torch.as_tensor(DDPMScheduler.from_config(scheduler_config).alphas_cumprod).float())
+    scheduler: Any = DDPMScheduler.from_config(scheduler_config)
+    return kinds[prediction_type](scheduler.alphas_cumprod.float())

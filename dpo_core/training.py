@@ -151,8 +151,8 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
             found = [item for part in context.gather(unreadable) for item in part]
             quarantine.add(found, rows_read=(done - logged) * loop.global_batch_size)
             unreadable, logged = [], done
-            metrics = {f"train/{key}": value for key, value in means.take(context).items()}
-            metrics |= {"train/lr": schedule.get_last_lr()[0], "train/grad_norm": norm.item()}
+            metrics: dict[str, float] = {f"train/{key}": value for key, value in means.take(context).items()}
+            metrics |= {"train/lr": float(schedule.get_last_lr()[0]), "train/grad_norm": norm.item()}
             metrics |= {"data/quarantined": len(quarantine.records)}
             if file is not None:
                 quarantine.write(quarantine_file)

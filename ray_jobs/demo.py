@@ -1,6 +1,7 @@
 """palate demo: the whole way on the embedded model, from preferences to a report."""
 
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,9 +82,7 @@ def run_demo(job: DemoJob, console: Console | None = None) -> Path:
         data = job.train.data.model_copy(update={"paths": [str(out / "pairs")]})
         plain = data.model_copy(update={"caption_dropout": 0.0})
         local = job.train.cluster.model_copy(update={"num_workers": 0})
-        prepare(
-            PrepareJob(family=job.train.family, data=plain, cache=cache, cluster=local), Console(quiet=True)
-        )
+        prepare(PrepareJob(family=job.train.family, data=plain, cache=cache, cluster=local), Console(quiet=True))
         stage.said = f"latents in {shown(out / 'latents')}"
 
     runs: dict[str, Path] = {}
@@ -202,4 +201,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # Ray finds functions in its workers by the name of their module, which must not be __main__.
+    from ray_jobs.cli import main as palate
+
+    raise SystemExit(palate(["demo", *sys.argv[1:]]))

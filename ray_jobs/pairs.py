@@ -1,6 +1,7 @@
 """palate pairs: make preference pairs from a model's own images, judged by a scorer."""
 
 import shutil
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -161,4 +162,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # Ray finds functions in its workers by the name of their module, which must not be __main__.
+    from ray_jobs.cli import main as palate
+
+    raise SystemExit(palate(["pairs", *sys.argv[1:]]))

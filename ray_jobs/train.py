@@ -1,5 +1,6 @@
 """palate train: teach a model what people prefer."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,4 +172,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # Ray finds functions in its workers by the name of their module, which must not be __main__.
+    from ray_jobs.cli import main as palate
+
+    raise SystemExit(palate(["train", *sys.argv[1:]]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,9 @@ def run_sweep(job: TuneJob, console: Console | None = None) -> tuple[Comparison,
     for name in points:
         scores += json.loads((out / name / "scores.json").read_text())
     models = {BASE: resolve_model(job.train.family.model)} | {name: str(out / name / "model") for name in points}
-    comparison = compare_scores(plan_of(job, models), scores, load_prompt_set(job.judge.prompts, job.judge.limit), weights)
+    comparison = compare_scores(
+        plan_of(job, models), scores, load_prompt_set(job.judge.prompts, job.judge.limit), weights
+    )
     rows = [trial_row(comparison, name, point) for name, point in points.items()]
     rows.sort(key=lambda row: -row["delta"])
     (out / "sweep.json").write_text(json.dumps(rows, indent=1))
@@ -252,4 +255,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # Ray finds functions in its workers by the name of their module, which must not be __main__.
+    from ray_jobs.cli import main as palate
+
+    raise SystemExit(palate(["tune", *sys.argv[1:]]))

@@ -20,9 +20,14 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16,
 class LoadedFamily(Protocol):
     """A family with its weights in memory. The denoiser is the network that is trained; the rest is frozen."""
 
-    denoiser: torch.nn.Module
-    noising: Noising
-    lora_targets: tuple[str, ...]
+    @property
+    def denoiser(self) -> torch.nn.Module: ...
+
+    @property
+    def noising(self) -> Noising: ...
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]: ...
 
     def encode_images(
         self, pixels: UInt8[Tensor, "n 3 height width"]
@@ -64,7 +69,8 @@ class Family(Section):
         """The folder or hub id that diffusers is asked for."""
         return resolve_model(self.model)
 
-    def load(self, device: torch.device, precision: Precision) -> LoadedFamily:
+    def load(self, device: torch.device, precision: Precision) -> Any:
+        """A ``LoadedFamily``: the denoiser in float32, the frozen encoders in ``precision``."""
         raise TypeError(f"{type(self).__name__} does not say how to load a model")
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
@@ -82,7 +82,7 @@ class LoadedSD15:
 
     def export(self, folder: Path, dtype: torch.dtype, lora: bool) -> None:
         if lora:
-            from diffusers.utils import convert_state_dict_to_diffusers
+            from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
             from peft.utils import get_peft_model_state_dict
 
             state = get_peft_model_state_dict(self.denoiser)

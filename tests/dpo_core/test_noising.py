@@ -1,6 +1,8 @@
+from typing import Any
+
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from dpo_core.noising import EpsilonNoising, VelocityNoising, noising_of
 
@@ -15,9 +17,11 @@ def draws():
 
 def test_noising_agrees_with_the_scheduler_of_diffusers():
     latents, noise, timesteps = draws()
-    scheduler = DDPMScheduler.from_config(CONFIG)
+    scheduler: Any = DDPMScheduler.from_config(CONFIG)
     ours = noising_of(CONFIG)
-    torch.testing.assert_close(ours.add_noise(latents, noise, timesteps), scheduler.add_noise(latents, noise, timesteps))
+    torch.testing.assert_close(
+        ours.add_noise(latents, noise, timesteps), scheduler.add_noise(latents, noise, timesteps)
+    )
     assert torch.equal(ours.target(latents, noise, timesteps), noise)
 
 
@@ -26,7 +30,8 @@ def test_velocity_target_agrees_with_the_scheduler_of_diffusers():
     config = CONFIG | {"prediction_type": "v_prediction"}
     ours = noising_of(config)
     assert isinstance(ours, VelocityNoising)
-    expected = DDPMScheduler.from_config(config).get_velocity(latents, noise, timesteps)
+    scheduler: Any = DDPMScheduler.from_config(config)
+    expected = scheduler.get_velocity(latents, noise, timesteps)
     torch.testing.assert_close(ours.target(latents, noise, timesteps), expected)
 
 

@@ -126,12 +126,14 @@ def test_the_exported_pipeline_loads_in_diffusers_and_holds_the_trained_weights(
     exported = load_file(tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     assert same(weights, {name: exported[name] for name in weights})
     provenance = json.loads((tmp_path / "model" / "provenance.json").read_text())
-    assert provenance["steps"] == 4 and provenance["pairs"] == 24 and provenance["kind"] == "pipeline"
+    assert provenance["steps"] == 4
+    assert provenance["pairs"] == 24
+    assert provenance["kind"] == "pipeline"
     assert "0.001" in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_the_exported_adapter_changes_the_prediction_of_the_base_as_the_policy_does(tiny_sd, tiny_pairs, tmp_path):
-    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     run(config_of(tiny_sd, tiny_pairs, policy__method="lora"), tmp_path)
     base = StableDiffusionPipeline.from_pretrained(tiny_sd)

@@ -42,7 +42,8 @@ def test_a_run_leaves_its_config_metrics_quarantine_checkpoint_and_model(straigh
 def test_the_saved_config_can_be_given_back(straight):
     done = palate("train", "--config", straight / "config.yaml", "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "usable pairs" in done.stdout and "24" in done.stdout
+    assert "usable pairs" in done.stdout
+    assert "24" in done.stdout
 
 
 def test_a_run_killed_with_sigkill_and_started_again_ends_with_the_same_bits(straight, tmp_path, model, pairs):
@@ -58,7 +59,9 @@ def test_a_run_killed_with_sigkill_and_started_again_ends_with_the_same_bits(str
 def test_a_misspelt_field_is_answered_with_did_you_mean_and_exit_code_two(tmp_path, model, pairs):
     done = palate("train", "--config", write_job(tmp_path, model, pairs), "optim.lrr=1e-5")
     assert done.returncode == 2
-    assert "optim.lrr" in done.stderr and "did you mean" in done.stderr and "Traceback" not in done.stderr
+    assert "optim.lrr" in done.stderr
+    assert "did you mean" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_real_photographs_train_and_rows_that_cannot_be_used_are_counted_with_reasons(tmp_path, model):
