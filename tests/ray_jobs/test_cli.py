@@ -12,18 +12,10 @@ import pytest
 from ray_jobs import cli
 
 ROOT = Path(__file__).parents[2]
-LOADED = "import sys; print(' '.join(m for m in sys.argv[1].split(',') if m in sys.modules), file=sys.stderr)"
 
 
 def run_python(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=ROOT, timeout=200)
-
-
-def loaded_by(argv: list[str], modules: str) -> str:
-    """Which of ``modules`` are imported when ``palate`` has run with ``argv``."""
-    result = run_python(f"from ray_jobs.cli import main; assert main({argv!r}) == 0; {LOADED}", modules)
-    assert result.returncode == 0, result.stderr
-    return result.stderr.strip()
+    return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=ROOT, timeout=280)
 
 
 def test_help_lists_every_verb_with_its_summary(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,12 +26,22 @@ def test_help_lists_every_verb_with_its_summary(capsys: pytest.CaptureFixture[st
 
 
 def test_help_imports_nothing_heavy() -> None:
-    assert loaded_by(["--help"], "ray,mlflow,torch,pandas,numpy") == ""
+    code = "import sys; from ray_jobs.cli import main; assert main(['--help']) == 0; print(*sys.modules)"
+    result = run_python(code)
+    assert {"ray", "mlflow", "torch", "pandas", "numpy"} & set(result.stdout.split()) == set()
+    assert "ray_jobs.cli" in result.stdout.split()
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_help_of_a_verb_imports_neither_ray_nor_mlflow(verb: str) -> None:
-    assert loaded_by([verb, "--help"], "ray,mlflow") == ""
+def test_help_of_the_verbs_imports_neither_ray_nor_mlflow() -> None:
+    code = (
+        "import sys; from ray_jobs.cli import VERBS, main\n"
+        "for verb in VERBS:\n"
+        "    assert main([verb, '--help']) == 0\n"
+        "    assert not {'ray', 'mlflow'} & set(sys.modules), verb"
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("usage: palate ") == len(cli.VERBS)
 
 
 def test_version_is_the_one_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
