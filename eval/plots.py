@@ -3,20 +3,25 @@
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from eval.comparison import Comparison, Metric
 
+P = ParamSpec("P")
+R = TypeVar("R")
 INK = "#010203"
 """Stands for the page's text colour while drawing."""
 COLOURS = ("#8b929c", "#3b82f6", "#f59e0b", "#10b981", "#d6488f", "#8b5cf6")
 """Baseline first; mid tones that can be told apart on white and on near-black, also by most colour-blind readers."""
 CURVES = {"train/loss": "loss", "train/implicit_accuracy": "implicit accuracy", "train/margin": "margin"}
+WIDTH = 10.0
+"""Inches: the width of the page's column, so that the text of the plots has the size of its notes."""
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
@@ -25,13 +30,27 @@ STYLE = {
 }
 
 
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Draw with ``STYLE``, without touching the settings of the process."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+@styled
 def forest(comparison: Comparison) -> str:
     """Deltas against the baseline with their intervals: one panel for all shares (points), one per other metric."""
     shares = [metric for metric in comparison.metrics if metric.is_share]
     panels = [shares] * bool(shares) + [[metric] for metric in comparison.metrics if not metric.is_share]
     rivals = [name for name in comparison.models if name != comparison.baseline]
     heights = [0.75 + 0.3 * len(panel) * len(rivals) for panel in panels]
-    figure, axes = _figure(7.2, sum(heights), len(panels), heights)
+    figure, axes = _figure(WIDTH, sum(heights), len(panels), heights)
     for panel, axis in zip(panels, axes, strict=True):
         scale = 100 if panel[0].is_share else 1
         labels = []
@@ -53,12 +72,13 @@ def forest(comparison: Comparison) -> str:
     return _svg(figure)
 
 
+@styled
 def group_bars(comparison: Comparison, group: str) -> str:
     """The headline metric of every model within each value of ``group``."""
     rows = [row for row in comparison.groups if row.group == group]
     values = list(dict.fromkeys(row.value for row in rows))
     scale = 100 if comparison.headline.is_share else 1
-    figure, (axis,) = _figure(7.2, 0.9 + (0.26 * len(comparison.models) + 0.16) * len(values), 1)
+    figure, (axis,) = _figure(WIDTH, 0.9 + (0.26 * len(comparison.models) + 0.16) * len(values), 1)
     thick = 0.8 / len(comparison.models)
     for i, name in enumerate(comparison.models):
         mine = {row.value: row for row in rows if row.model == name}
@@ -76,13 +96,14 @@ def group_bars(comparison: Comparison, group: str) -> str:
     return _svg(figure)
 
 
+@styled
 def training_curves(files: Mapping[str, str | Path]) -> str | None:
     """Loss, implicit accuracy and margin over steps from metrics.jsonl files (label -> path); None if none has any."""
     runs = {label: _read_rows(Path(file)) for label, file in files.items()}
     keys = [key for key in CURVES if any(key in row for rows in runs.values() for row in rows)]
     if not keys:
         return None
-    figure, axes = _figure(3.3 * len(keys), 2.6, len(keys), across=True)
+    figure, axes = _figure(WIDTH, 2.9, len(keys), across=True)
     for key, axis in zip(keys, axes, strict=True):
         for i, (label, rows) in enumerate(runs.items()):
             points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
@@ -99,18 +120,23 @@ def training_curves(files: Mapping[str, str | Path]) -> str | None:
     return _svg(figure)
 
 
+@styled
 def sweep_plot(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The last column of ``rows`` over the one or two numeric columns that vary most; None if nothing varies."""
+    """``delta`` (the last column if there is none) over the one or two numeric columns left of it that vary most.
+
+    None if nothing varies. Columns right of ``delta`` are further results and are not plotted.
+    """
     if not rows:
         return None
-    score = list(rows[0])[-1]
+    columns = list(rows[0])
+    score = "delta" if "delta" in columns else columns[-1]
     usable = [row for row in rows if _is_number(row.get(score))]
-    names = [name for name in list(rows[0])[:-1] if all(_is_number(row.get(name)) for row in usable)]
+    names = [name for name in columns[:columns.index(score)] if all(_is_number(row.get(name)) for row in usable)]
     names = sorted((name for name in names if len({row[name] for row in usable}) > 1),
                    key=lambda name: -len({row[name] for row in usable}))[:2]
     if not names or len(usable) < 2:
         return None
-    figure, (axis,) = _figure(5.6, 3.2, 1)
+    figure, (axis,) = _figure(WIDTH, 3.8, 1)
     x = [row[names[0]] for row in usable]
     scores = [row[score] for row in usable]
     if len(names) == 1:
@@ -124,31 +150,25 @@ def sweep_plot(rows: Sequence[Mapping[str, Any]]) -> str | None:
         axis.scatter([x[best]], [y[best]], s=320, facecolor="none", edgecolor=INK, linewidth=1.5)
         figure.colorbar(dots, ax=axis, label=score)
         axis.set_ylabel(names[1])
-        axis.set_yscale(_axis_scale(y))
+        _scale(axis, "y", y)
     axis.set_xlabel(names[0])
-    axis.set_xscale(_axis_scale(x))
+    _scale(axis, "x", x)
     axis.grid()
     return _svg(figure)
 
 
 def _figure(width: float, height: float, panels: int, ratios: Sequence[float] | None = None, *,
             across: bool = False) -> tuple[Any, list[Any]]:
-    import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        shape = {"nrows": 1, "ncols": panels} if across else {"nrows": panels, "ncols": 1, "height_ratios": ratios}
-        axes = figure.subplots(squeeze=False, **shape)
-    return figure, list(axes.flat)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    shape = {"nrows": 1, "ncols": panels} if across else {"nrows": panels, "ncols": 1, "height_ratios": ratios}
+    return figure, list(figure.subplots(squeeze=False, **shape).flat)
 
 
 def _svg(figure: Any) -> str:
-    import matplotlib
-
     stream = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     return text[text.index("<svg"):].replace(INK, "currentColor").replace("<svg ", '<svg aria-hidden="true" ', 1)
 
@@ -176,10 +196,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _axis_scale(values: Sequence[float]) -> str:
-    """Logarithmic for positive values over more than an order of magnitude, or spaced by factors."""
+def _scale(axis: Any, which: str, values: Sequence[float]) -> None:
+    """Logarithmic for positive values over an order of magnitude or spaced by factors; few values are the ticks."""
     ordered = sorted(set(values))
-    if ordered[0] <= 0:
-        return "linear"
-    factors = [b / a for a, b in pairwise(ordered)]
-    return "log" if ordered[-1] / ordered[0] >= 10 or (len(factors) > 1 and min(factors) >= 2) else "linear"
+    factors = [b / a for a, b in pairwise(ordered)] if ordered[0] > 0 else []
+    if factors and (ordered[-1] / ordered[0] >= 10 or (len(factors) > 1 and min(factors) >= 2)):
+        getattr(axis, f"set_{which}scale")("log")
+    if len(ordered) <= 8:
+        getattr(axis, f"set_{which}ticks")([], minor=True)
+        getattr(axis, f"set_{which}ticks")(ordered, [f"{value:g}" for value in ordered])

@@ -32,7 +32,7 @@ def write_report(out_dir: str | Path, comparison: Comparison, *, title: str,
     """Write ``report.json`` and ``report.html`` into ``out_dir``, where the comparison's images are; returns the page.
 
     ``training_curves``: a metrics.jsonl, or label -> metrics.jsonl for several. ``sweep``: one dict per trial, the same
-    keys in each, the score last. ``reproduce``: commands and config shown at the end.
+    keys in each: settings, ``delta``, further results. ``reproduce``: commands and config shown at the end.
     """
     out_dir = Path(out_dir)
     reproduce = reproduce or Reproduce()
@@ -57,7 +57,7 @@ def verdict(difference: Difference, metric: Metric, baseline: str) -> str:
     """One plain sentence. A winner is only named if p stays below 0.05 after Holm's adjustment."""
     d, name = difference, f"{metric.scorer}/{metric.column}"
     numbers = f"{amount(d.delta, metric)} [{amount(d.low, metric, bare=True)}, {amount(d.high, metric, bare=True)}]"
-    rate = f"wins {d.win_rate:.0%} of {d.prompts} prompts (ties count half)"
+    rate = f"wins {d.win_rate:.0%} [{d.win_low:.0%}, {d.win_high:.0%}] of {d.prompts} prompts (ties count half)"
     if (d.p if d.p_holm is None else d.p_holm) < ALPHA:
         better = (d.delta > 0) == metric.higher_is_better
         return f"{d.model} {'beats' if better else 'is worse than'} {baseline} on {name}: {numbers}, {rate}."
@@ -68,13 +68,12 @@ def verdict(difference: Difference, metric: Metric, baseline: str) -> str:
 
 def amount(value: float, metric: Metric, *, bare: bool = False) -> str:
     """A difference with its sign: in points (hundredths) for shares, as it is for other scores."""
-    if metric.is_share:
-        return f"{100 * value:+.1f}" + ("" if bare else " points")
-    return f"{value:+.3g}" if abs(value) < 100 else f"{value:+.0f}"
+    text = f"{100 * value:+.1f}" if metric.is_share else f"{value:+.3f}"
+    return text.replace("-", "\u2212") + (" points" if metric.is_share and not bare else "")
 
 
 def level(value: float, metric: Metric) -> str:
-    return f"{100 * value:.1f} %" if metric.is_share else f"{value:.4g}"
+    return f"{100 * value:.1f} %" if metric.is_share else f"{value:.3f}"
 
 
 def p_text(p: float | None) -> str:

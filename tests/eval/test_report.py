@@ -1,0 +1,157 @@
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.comparison import Difference, Metric, compare_scores
+from eval.gallery import data_uri, galleries
+from eval.generate import plan_images
+from eval.plan import ComparisonPlan
+from eval.prompts import Prompt
+from eval.report import Reproduce, verdict, write_report
+
+SHARE = Metric("shapes", "correct", "all as asked", True, True, True)
+PLAN = ComparisonPlan.model_validate({
+    "models": {"base": "a", "dpo": "b"}, "scorers": [{"kind": "shapes"}], "prompts": "<b>prompts</b>"})
+
+
+def difference(**changes) -> Difference:
+    facts = {"model": "dpo", "metric": "shapes/correct", "prompts": 144, "images": 144, "delta": 0.123, "low": 0.081,
+             "high": 0.164, "effect_size": 0.5, "win_rate": 0.61, "win_low": 0.57, "win_high": 0.65, "wins": 40,
+             "ties": 95, "losses": 9, "p": 0.0004, "p_holm": 0.0004, "minimum_detectable": 0.06}
+    return Difference(**facts | changes)
+
+
+def make_comparison(folder, wins=6, prompts=10, size=(64, 64)):
+    """``dpo`` is right on the first ``wins`` prompts where ``base`` is wrong, wrong on the last one."""
+    rng = np.random.default_rng(0)
+    scores = []
+    for model in PLAN.models:
+        for row in plan_images(model, "abc", [f"prompt {i} <script>" for i in range(prompts)], [0], PLAN.sampler):
+            (folder / row["file"]).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / row["file"])
+            i = row["prompt_index"]
+            right = float(i < wins) if model == "dpo" else float(i == prompts - 1)
+            for column in PLAN.scorers[0].columns:
+                scores.append({"scorer": "shapes", "column": column, "blank": False, "score": right,
+                               **{key: row[key] for key in ("model", "prompt", "prompt_index", "seed", "file")}})
+    plan = PLAN.model_copy(update={"scorers": [PLAN.scorers[0].model_copy()]})
+    return compare_scores(plan, scores, [], {"base": "1234", "dpo": "5678"})
+
+
+class Page(HTMLParser):
+    """The parts of a page that a test asks for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.images: list[dict[str, str | None]] = []
+        self.links: list[str | None] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        if tag == "img":
+            self.images.append(values)
+        self.links += [values[name] for name in ("src", "href", "xlink:href") if name in values]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    comparison = make_comparison(folder)
+    lines = [json.dumps({"step": i, "time": 0, "train/loss": 0.7 - 0.01 * i}) for i in range(20)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 20, "tra')
+    sweep = [{"trial": "a", "optim.lr": 1e-5, "delta": 0.1, "win_rate": 0.5},
+             {"trial": "b", "optim.lr": 1e-4, "delta": 0.2, "win_rate": 0.6}]
+    page = write_report(folder, comparison, title="Does <it> help?", training_curves=folder / "metrics.jsonl",
+                        sweep=sweep, reproduce=Reproduce(["palate evaluate"], "models: {}"))
+    return folder, comparison, page.read_text("utf-8")
+
+
+def test_the_page_needs_nothing_but_itself(written):
+    _, _, text = written
+    page = Page(text)
+    assert page.images
+    assert all((link or "").startswith(("data:", "#")) for link in page.links)
+    assert not re.search(r"url\((?!#)|@import|<script", text)
+    assert len(text) < 5_000_000
+
+
+def test_every_image_has_an_alternative_text(written):
+    assert all(image["alt"] for image in Page(written[2]).images)
+
+
+def test_text_from_outside_is_escaped(written):
+    assert "Does &lt;it&gt; help?" in written[2]
+    assert "prompt 3 &lt;script&gt;" in written[2]
+
+
+def test_every_section_is_there(written):
+    for heading in ("Results", "How much, and how sure", "A random sample", "Most improved", "Most worsened",
+                    "Training", "Search", "How to reproduce"):
+        assert f">{heading}</h" in written[2]
+    assert "palate evaluate" in written[2]
+    assert "5678" in written[2]
+
+
+def test_report_json_holds_every_number(written):
+    folder, comparison, _ = written
+    facts = json.loads((folder / "report.json").read_text())
+    assert facts["differences"][0]["delta"] == pytest.approx(comparison.difference("dpo").delta)
+    assert facts["summary"] == [verdict(comparison.difference("dpo"), comparison.headline, "base")]
+    assert facts["versions"]["torch"]
+    assert len(facts["shown"]["A random sample"]) == 10
+
+
+def test_improved_and_worsened_prompts_are_those_that_changed(written):
+    folder, comparison, _ = written
+    grids = {name: rows for name, _, rows in galleries(comparison, folder)}
+    assert all([cell.mark for cell in row.cells] == [False, True] for row in grids["Most improved"])
+    assert [row.prompt for row in grids["Most worsened"]] == ["prompt 9 <script>"]
+    assert len(grids["Most improved"]) == 6
+    again = {name: rows for name, _, rows in galleries(comparison, folder)}
+    assert again == grids
+
+
+def test_small_images_are_inlined_exactly_and_large_ones_reduced(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "small.png")
+    Image.new("RGB", (1024, 512)).save(tmp_path / "large.png")
+    kind, _, data = data_uri(tmp_path / "small.png").partition(",")
+    assert kind == "data:image/png;base64"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), noise)
+    kind, _, data = data_uri(tmp_path / "large.png").partition(",")
+    assert kind == "data:image/jpeg;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (288, 144)
+
+
+def test_a_report_of_large_images_stays_below_five_megabytes(tmp_path):
+    comparison = make_comparison(tmp_path, wins=12, prompts=30, size=(512, 512))
+    assert write_report(tmp_path, comparison, title="large").stat().st_size < 5_000_000
+
+
+def test_the_verdict_is_a_plain_sentence():
+    assert verdict(difference(), SHARE, "base") == (
+        "dpo beats base on shapes/correct: +12.3 points [+8.1, +16.4], wins 61% [57%, 65%] of 144 prompts "
+        "(ties count half).")
+    assert verdict(difference(delta=-0.1, low=-0.2, high=-0.05), SHARE, "base").startswith("dpo is worse than base on")
+
+
+def test_the_verdict_names_no_winner_without_evidence_and_tells_what_could_be_seen():
+    text = verdict(difference(delta=0.02, low=-0.02, high=0.06, p=0.02, p_holm=0.08), SHARE, "base")
+    assert text.startswith("No difference shown between dpo and base")
+    assert text.endswith("A difference of 6.0 points would show in four of five such runs.")
+
+
+def test_groups_get_their_own_plot(tmp_path):
+    comparison = make_comparison(tmp_path)
+    prompts = [Prompt(i, f"a red {'circle' if i % 2 else 'square'}", {}) for i in range(10)]
+    plan = PLAN.model_copy(update={"scorers": [PLAN.scorers[0]]})
+    grouped = compare_scores(plan, comparison.scores, prompts, {})
+    assert {group.value for group in grouped.groups} == {"none"}
+    assert ">By relation</h3>" in write_report(tmp_path, grouped, title="groups").read_text("utf-8")
