@@ -1,5 +1,6 @@
 """Rows that cannot be trained on: recorded with a reason, counted, written down, and too many of them stop the job."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,9 +10,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-MIN_ROWS_TO_JUDGE = 100
-"""Rows that must have been read before their share of failures may stop a job."""
 
 
 class Reason(StrEnum):
@@ -73,13 +71,17 @@ def counts_by_reason(records: Iterable[Quarantined]) -> dict[str, int]:
 
 def check_share(records: Sequence[Quarantined], rows: int, limit: float) -> None:
     """Raise ValueError when more than the share ``limit`` of ``rows`` was quarantined."""
-    if rows and len(records) / rows > limit:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in counts_by_reason(records).items())
-        first = records[0]
-        raise ValueError(
-            f"{len(records)} of {rows} rows ({len(records) / rows:.1%}) cannot be used, more than "
-            f"data.max_quarantined_share={limit:g} allows: {reasons}; the first is row {first.row} of {first.file}"
-        )
+    if len(records) > limit * rows:
+        raise too_many(records, len(records), rows, limit)
+
+
+def too_many(records: Sequence[Quarantined], failed: int, rows: int, limit: float) -> ValueError:
+    """The error for ``failed`` of ``rows`` rows; ``records`` tells which and why."""
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts_by_reason(records).items())
+    return ValueError(
+        f"{failed} of {rows} rows ({failed / rows:.1%}) cannot be used, more than data.max_quarantined_share={limit:g} "
+        f"allows: {reasons}; the first is row {records[0].row} of {records[0].file}"
+    )
 
 
 class Quarantine:
@@ -89,18 +91,21 @@ class Quarantine:
         self._planned = list(planned)
         self._found: dict[str, Quarantined] = {}
         self._limit = limit
-        self._read = 0
+        self._read = self._failed = 0
 
-    def add(self, records: Iterable[Quarantined], *, rows_read: int) -> None:
-        """Note ``rows_read`` more rows, of which ``records`` failed; each pair counts once.
+    def add(self, records: Sequence[Quarantined], *, rows_read: int) -> None:
+        """Note ``rows_read`` more rows, of which ``records`` failed; a pair that fails in every epoch is kept once.
 
-        Raises ValueError when the share of failures among the rows read so far passes the limit.
+        Raises ValueError when the share of failures among the rows read so far is above the limit by more than chance
+        explains (three standard deviations), so that neither a few early failures stop a job nor a broken set runs on.
         """
         self._read += rows_read
+        self._failed += len(records)
         for record in records:
             self._found.setdefault(record.pair_id, record)
-        if self._read >= MIN_ROWS_TO_JUDGE:
-            check_share(list(self._found.values()), self._read, self._limit)
+        expected = self._limit * self._read
+        if self._failed > expected + 3 * math.sqrt(expected):
+            raise too_many(list(self._found.values()), self._failed, self._read, self._limit)
 
     @property
     def records(self) -> list[Quarantined]:

@@ -38,11 +38,23 @@ def test_a_share_at_the_limit_passes_and_one_above_stops_with_the_counts():
         check_share(records(6), rows=100, limit=0.05)
 
 
-def test_a_job_stops_when_too_many_of_the_rows_it_read_failed():
+def test_a_job_stops_when_more_of_the_rows_it_read_failed_than_chance_explains():
     quarantine = Quarantine(records(2), limit=0.1)
-    quarantine.add(records(9), rows_read=90)
-    with pytest.raises(ValueError, match="12 of 110 rows"):
-        quarantine.add(records(20)[9:12] + records(1), rows_read=20)
+    quarantine.add(records(15), rows_read=100)
+    with pytest.raises(ValueError, match=r"40 of 125 rows .*image_null 40"):
+        quarantine.add(records(40)[15:], rows_read=25)
+
+
+def test_a_small_set_that_cannot_be_read_at_all_stops_the_job_at_once():
+    with pytest.raises(ValueError, match="8 of 8 rows"):
+        Quarantine([], limit=0.05).add(records(8), rows_read=8)
+
+
+def test_a_limit_of_zero_stops_at_the_first_failure():
+    quarantine = Quarantine([], limit=0.0)
+    quarantine.add([], rows_read=1000)
+    with pytest.raises(ValueError, match="1 of 1001 rows"):
+        quarantine.add(records(1), rows_read=1)
 
 
 def test_a_pair_that_fails_in_every_epoch_is_recorded_once_beside_the_planned_ones():
