@@ -7,10 +7,12 @@ QUIET = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "MPLBACKEND": "agg",
 }
@@ -18,9 +20,14 @@ QUIET = {
 for name, value in QUIET.items():
     os.environ.setdefault(name, value)
 
+from hypothesis import settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 from tests import typechecking  # noqa: E402
+
+# The same examples every time, however slow the machine is.
+settings.register_profile("palate", deadline=None, derandomize=True)
+settings.load_profile("palate")
 
 early = [name for name in sys.modules if name.partition(".")[0] == "dpo_core"]
 assert not early, f"imported before its shapes could be checked: {early}"

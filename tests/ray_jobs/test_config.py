@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
@@ -194,7 +194,6 @@ _SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False
 _WORDS = st.sampled_from(["no", "1e-6", "0x1", "~", "null", "1:30", "", " a ", "<<", "=", ".inf", "010", "a: b", "#"])
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text(min_size=1, max_size=8), _SCALARS | _WORDS | st.lists(_SCALARS | _WORDS, max_size=3)))
 def test_written_yaml_reads_back_equal(data: dict[str, object]) -> None:
     assert parse(write(data)) == data
