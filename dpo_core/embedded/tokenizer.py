@@ -9,7 +9,7 @@ from transformers import CLIPTokenizer
 from dpo_core.data.sources.shapes import COLOURS, RELATIONS, SHAPES
 
 MAX_LENGTH = 32
-"""Tokens per text with both ends: the longest caption of the world takes 11, a longer text is cut."""
+"""Tokens per text with both ends: the longest caption of the world takes 10, a longer text is cut."""
 
 END = "</w>"
 START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"

@@ -131,7 +131,7 @@ def _extent(shape: str, size: float) -> NDArray[np.float64]:
 
 
 def _place(relation: str, extents: list[NDArray[np.float64]], rng: np.random.Generator) -> list[NDArray[np.float64]]:
-    """Centres (x, y) of the first and the second shape: apart along the relation's axis, half as far across it at most."""
+    """Centres (x, y) of both shapes: across the relation's axis at most half as far apart as along it."""
     along = 1 if relation in ("above", "below") else 0
     order = (0, 1) if relation in ("above", "left of") else (1, 0)
     near, far = extents[order[0]], extents[order[1]]

@@ -1,4 +1,5 @@
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,7 +35,8 @@ def test_training_shows_every_object_at_both_places_of_every_relation():
 
 def test_a_drawing_is_a_function_of_caption_and_seed():
     one = draw("a red circle above a blue square", 3)
-    assert one.shape == (SIZE, SIZE, 3) and one.dtype == np.uint8
+    assert one.shape == (SIZE, SIZE, 3)
+    assert one.dtype == np.uint8
     assert np.array_equal(one, draw("a red circle above a blue square", 3))
     assert not np.array_equal(one, draw("a red circle above a blue square", 4))
 
@@ -50,3 +52,8 @@ def test_shapes_never_touch_the_border():
 def test_a_caption_outside_the_world_is_refused(caption):
     with pytest.raises(ValueError, match="no picture for the caption"):
         draw(caption, 0)
+
+
+def test_the_prompt_set_of_evaluation_is_the_heldout_split():
+    prompts = Path(__file__).parents[4] / "eval" / "prompts" / "shapes_heldout.txt"
+    assert prompts.read_text().splitlines() == captions("heldout", singles=False)
