@@ -157,7 +157,7 @@ def find(image: Image.Image | NDArray[np.uint8]) -> list[Found]:
 
 
 def _measure(rgb: NDArray, background: NDArray, labels: NDArray, label: int) -> Found:
-    own = labels == label
+    own: NDArray[np.bool_] = labels == label
     depth = np.asarray(ndimage.distance_transform_edt(own))
     core = rgb[depth >= min(3.0, 0.6 * depth.max())]
     paint = np.median(core, axis=0)
