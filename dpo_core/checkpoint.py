@@ -46,7 +46,9 @@ def save_checkpoint(folder: Path, state: TrainingState, keep: int) -> Path:
         shutil.rmtree(stale)
     partial = folder / f"{final.name}.partial"
     partial.mkdir()
-    save_file({name: t.detach().cpu().contiguous() for name, t in state.weights.items()}, partial / "weights.safetensors")
+    save_file(
+        {name: t.detach().cpu().contiguous() for name, t in state.weights.items()}, partial / "weights.safetensors"
+    )
     torch.save(state.optim, partial / "optim.pt")
     manifest = {
         "step": state.step,

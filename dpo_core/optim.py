@@ -47,9 +47,7 @@ def make_schedule(config: OptimSection, optimizer: torch.optim.Optimizer, max_st
     """The schedule of ``diffusers.optimization``; one tick is one update, however many workers there are."""
     from diffusers.optimization import get_scheduler
 
-    return get_scheduler(
-        config.schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=max_steps
-    )
+    return get_scheduler(config.schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=max_steps)
 
 
 def clip(parameters: list[torch.nn.Parameter], max_norm: float | None) -> torch.Tensor:

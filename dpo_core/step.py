@@ -65,8 +65,6 @@ def pair_latents(policy: Policy, batch: PairBatch, sides: int, seed: int) -> Flo
     return family.scale_latents(mean + std * draws.transpose(0, 1).flatten(0, 1).to(device))
 
 
-def error_map(
-    prediction: Float[Tensor, "n c h w"], target: Float[Tensor, "n c h w"]
-) -> Float[Tensor, "n h w"]:
+def error_map(prediction: Float[Tensor, "n c h w"], target: Float[Tensor, "n c h w"]) -> Float[Tensor, "n h w"]:
     """Squared error averaged over channels, in float32."""
     return (prediction.float() - target.float()).square().mean(dim=1)

@@ -6,15 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from dpo_core.section import Section
-from eval.comparison import Comparison
+from eval.report import verdict
 from ray_jobs.config import run_verb, to_yaml
-from ray_jobs.evaluate import EvaluateJob, compare, report
+from ray_jobs.evaluate import EvaluateJob, compare, report, results_table
 from ray_jobs.pairs import PairsJob, make_pairs
 from ray_jobs.prepare import CacheSection, PrepareJob, prepare
 from ray_jobs.search import SearchSection
@@ -96,7 +94,7 @@ def run_demo(job: DemoJob, console: Console | None = None) -> Path:
         models = {name: str(folder / "model") for name, folder in runs.items()}
         evaluate = job.evaluate.model_copy(update={"models": job.evaluate.models | models, "out": str(out / "report")})
         comparison = compare(evaluate, console)
-        stage.said = verdict(comparison, job.train.run.name)
+        stage.said = verdict(comparison.difference(job.train.run.name), comparison.headline, comparison.baseline)
 
     with stage("tune"):
         sweep = TuneJob(train=sweep_base(job, out), search=job.search, judge=job.judge)
@@ -115,7 +113,7 @@ def run_demo(job: DemoJob, console: Console | None = None) -> Path:
         )
         stage.said = shown(page)
 
-    console.print(summary(comparison), table_of(trials, rows, list(job.search.space)))
+    console.print(results_table(comparison), table_of(trials, rows, list(job.search.space)))
     console.print(
         f"total     {sum(stage.seconds.values()):>6.0f} s\n\n"
         f"Report           {page}\n"
@@ -148,38 +146,6 @@ def sweep_base(job: DemoJob, out: Path) -> TrainJob:
 def shown(path: Path) -> str:
     """The path as a person in this folder would type it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def verdict(comparison: Comparison, model: str) -> str:
-    difference, scale = comparison.difference(model), 100 if comparison.headline.is_share else 1
-    return (
-        f"{model} - {comparison.baseline} on {comparison.headline.key}: {scale * difference.delta:+.1f} "
-        f"[{scale * difference.low:+.1f}, {scale * difference.high:+.1f}]"
-    )
-
-
-def summary(comparison: Comparison) -> Table:
-    """Every model on every metric of the headline scorer."""
-    table = Table(title="Held-out prompts, same start noise for all models; delta to base, paired, 95 % intervals")
-    for name in ("model", "metric", "mean", "delta", "interval", "win rate", "p (Holm)"):
-        table.add_column(name, justify="left" if name in ("model", "metric") else "right")
-    levels = {(level.model, level.metric): level for level in comparison.levels}
-    for metric in comparison.metrics:
-        scale = 100 if metric.is_share else 1
-        for model in comparison.models:
-            level = levels[model, metric.key]
-            cells: list[Any] = [model, metric.key, f"{scale * level.mean:.1f}" if scale > 1 else f"{level.mean:.3f}"]
-            if model != comparison.baseline:
-                d = comparison.difference(model, metric.key)
-                digits = 1 if scale > 1 else 3
-                cells += [
-                    f"{scale * d.delta:+.{digits}f}",
-                    f"[{scale * d.low:+.{digits}f}, {scale * d.high:+.{digits}f}]",
-                    f"{100 * d.win_rate:.0f} %",
-                    "" if d.p_holm is None else f"{d.p_holm:.2g}",
-                ]
-            table.add_row(*cells)
-    return table
 
 
 def plan_rows(job: DemoJob) -> list[tuple[str, str]]:

@@ -7,12 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import track
 
 from dpo_core import randomness
-from dpo_core.data.sources.drawings import jpeg, preference_row, write_rows
+from dpo_core.data.sources.drawings import jpeg, near_miss, preference_row, write_rows
 from dpo_core.data.sources.shapes import captions, draw
 from dpo_core.embedded import resolve_model
 from dpo_core.section import Section
@@ -26,6 +26,32 @@ from ray_jobs.config import run_verb
 PAIRS_PER_TASK = 32
 
 
+class MixSection(Section):
+    """What meets what; the shares need not add up to one."""
+
+    samples: float = Field(default=1.0, ge=0)
+    """Two samples of the model."""
+    drawing: float = Field(default=1.0, ge=0)
+    """A sample and a drawing of the caption."""
+    near_miss: float = Field(default=1.0, ge=0)
+    """A drawing of the caption and a drawing of one that differs in one thing."""
+
+    def kind(self, draw_number: float) -> str:
+        """The kind of pair for a number drawn in [0, 1)."""
+        below, total = 0.0, self.samples + self.drawing + self.near_miss
+        for name in ("samples", "drawing"):
+            below += getattr(self, name) / total
+            if draw_number < below:
+                return name
+        return "near_miss"
+
+    @model_validator(mode="after")
+    def _something(self) -> "MixSection":
+        if self.samples + self.drawing + self.near_miss == 0:
+            raise ValueError("samples, drawing and near_miss are all 0; at least one must be above")
+        return self
+
+
 class PairsJob(Section):
     """A preference set from the embedded world: samples of the model and drawings, judged by a scorer."""
 
@@ -35,8 +61,7 @@ class PairsJob(Section):
     """The model whose images are judged: a diffusers folder, a hub id, or ``embedded``."""
     count: int = Field(default=512, ge=1)
     """Pairs to make."""
-    drawings: float = Field(default=0.5, ge=0, le=1)
-    """Share of pairs in which a drawing of the caption meets a sample; in the others two samples meet."""
+    mix: MixSection = MixSection()
     scorer: AnyScorer = Shapes()
     """Who judges."""
     column: str = "score"
@@ -74,16 +99,19 @@ def make_pairs(job: PairsJob, console: Console | None = None) -> dict[str, int]:
 
 def make_rows(job: PairsJob, indices: Sequence[int]) -> list[dict[str, Any]]:
     """The rows of some pairs; a pair depends on the job and its index alone."""
-    texts = [caption_of(job, index) for index in indices]
-    drawn = [uniform(job, index, "drawing") < job.drawings for index in indices]
-    wanted = [(text, 2 * i) for text, i in zip(texts, indices, strict=True)]
-    wanted += [(text, 2 * i + 1) for text, i, is_drawn in zip(texts, indices, drawn, strict=True) if not is_drawn]
-    samples = dict(zip(wanted, sample(job, wanted), strict=True))
+    texts = {index: caption_of(job, index) for index in indices}
+    kinds = {index: job.mix.kind(uniform(job, index, "kind")) for index in indices}
+    wanted = [(index, side) for index in indices for side in (0, 1) if is_sample(kinds[index], side)]
+    samples = dict(zip(wanted, sample(job, [(texts[i], 2 * i + side) for i, side in wanted]), strict=True))
     judge = job.scorer.load("cpu")
     rows = []
-    for index, text, is_drawn in zip(indices, texts, drawn, strict=True):
-        data = [jpeg(samples[text, 2 * index]), jpeg(draw(text, index) if is_drawn else samples[text, 2 * index + 1])]
-        models = [Path(job.model).name, "world" if is_drawn else Path(job.model).name]
+    for index, text in texts.items():
+        drawn = {0: text, 1: text}
+        if kinds[index] == "near_miss":
+            drawn[1] = near_miss(text, uniform(job, index, "near miss"))
+        images = [samples.get((index, side)) or draw(drawn[side], 2 * index + side) for side in (0, 1)]
+        data = [jpeg(image) for image in images]
+        models = [Path(job.model).name if is_sample(kinds[index], side) else "world" for side in (0, 1)]
         if uniform(job, index, "side") < 0.5:
             data, models = data[::-1], models[::-1]
         scores = [row[job.column] for row in judge([decode(image) for image in data], [text, text])]
@@ -91,6 +119,11 @@ def make_rows(job: PairsJob, indices: Sequence[int]) -> list[dict[str, Any]]:
         label = 1 - label if is_turned(job, index) else label
         rows.append(preference_row(index, text, (data[0], data[1]), label, (models[0], models[1])))
     return rows
+
+
+def is_sample(kind: str, side: int) -> bool:
+    """Whether the model drew this side of a pair; the other source is the world."""
+    return kind == "samples" or (kind == "drawing" and side == 1)
 
 
 def sample(job: PairsJob, wanted: list[tuple[str, int]]) -> list[Any]:
@@ -148,7 +181,7 @@ def plan_rows(job: PairsJob) -> list[tuple[str, str]]:
     return [
         ("folder", str(Path(job.out).resolve())),
         ("pairs", f"{job.count:,}"),
-        ("samples", f"about {job.count * (2 - job.drawings):,.0f} images of {resolve_model(job.model)}"),
+        ("model", resolve_model(job.model)),
         ("judge", f"{job.scorer.label}, column {job.column}: {job.scorer.columns[job.column]}"),
     ]
 

@@ -103,7 +103,9 @@ def at_point(job: TrainJob, point: dict[str, Any]) -> TrainJob:
 def check_space(job: TrainJob, search: SearchSection) -> TrainJob:
     """Validate one drawn point before anything runs; returns the job at that point."""
     if any(name.startswith(("run.", "tracking.")) for name in search.space):
-        raise ConfigError(["search.space: run and tracking name the trials; they cannot be searched"], "the search space")
+        raise ConfigError(
+            ["search.space: run and tracking name the trials; they cannot be searched"], "the search space"
+        )
     return at_point(job, {name: dimension.example() for name, dimension in search.space.items()})
 
 

@@ -11,19 +11,18 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from dpo_core.embedded import resolve_model
 from dpo_core.metrics import read_complete_rows
 from dpo_core.section import Section
 from eval.comparison import Comparison, compare_scores
-from eval.generate import SamplerSection, generate_to_folder, plan_images, write_manifest
+from eval.generate import SamplerSection, plan_images
 from eval.models import model_hash
 from eval.plan import ComparisonPlan
 from eval.prompts import load_prompt_set
-from eval.score import score_images, write_scores
 from eval.scorers import AnyScorer
 from eval.scorers.shapes import Shapes
 from ray_jobs.cluster import start_ray
 from ray_jobs.config import run_verb, save_config
+from ray_jobs.evaluate import draw_and_score, locate
 from ray_jobs.search import SearchSection, at_point, check_space, label_of
 from ray_jobs.tracking import track_run, tracking_uri
 from ray_jobs.train import TrainJob, run_training
@@ -84,23 +83,21 @@ def plan_of(job: TuneJob, models: dict[str, str]) -> ComparisonPlan:
     )
 
 
-def draw_and_score(job: TuneJob, name: str, folder: str) -> list[dict[str, Any]]:
-    """Images and scores of one model in the sweep's folder; what is there already is not made again."""
-    out = sweep_dir(job)
-    base = resolve_model(job.train.family.model)
+def judge_model(job: TuneJob, name: str, model: str) -> list[dict[str, Any]]:
+    """Draw and score the images of one model in the sweep's folder; an image that is there is not drawn again."""
+    judge = job.judge
+    place, prompts = locate(model), load_prompt_set(judge.prompts, judge.limit)
+    plan = plan_of(job, {BASE: model, name: model} if name != BASE else {BASE: model, "itself": model})
+    rows = plan_images(
+        name,
+        model_hash(place[0], base=place[1]),
+        [prompt.text for prompt in prompts],
+        plan.seeds,
+        judge.sampler,
+        indices=[prompt.index for prompt in prompts],
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    prompts = load_prompt_set(job.judge.prompts, job.judge.limit)
-    seeds = list(range(job.judge.seed, job.judge.seed + job.judge.images_per_prompt))
-    texts = [prompt.text for prompt in prompts]
-    generate_to_folder(folder, texts, seeds, out / name, job.judge.sampler, model=name, device=device, base=base)
-    indices = [prompt.index for prompt in prompts]
-    rows = plan_images(name, model_hash(folder, base=base), texts, seeds, job.judge.sampler, indices=indices)
-    write_manifest(rows, out / name)
-    scores: list[dict[str, Any]] = []
-    for scorer in job.judge.scorers:
-        scores += score_images(rows, out / name, scorer, scorer.load(device))
-    write_scores(scores, out / name)
-    return scores
+    return draw_and_score(place, rows, plan, str(sweep_dir(job) / "comparison"), device)
 
 
 def run_sweep(job: TuneJob, console: Console | None = None) -> tuple[Comparison, list[dict[str, Any]]]:
@@ -116,7 +113,7 @@ def run_sweep(job: TuneJob, console: Console | None = None) -> tuple[Comparison,
     out.mkdir(parents=True, exist_ok=True)
     save_config(job, out / "config.yaml")
     start_ray()
-    base_scores = draw_and_score(job, BASE, resolve_model(job.train.family.model))
+    base_scores = judge_model(job, BASE, job.train.family.model)
     in_process = job.train.cluster.num_workers == 0
     resources = {"cpu": job.search.cpus_per_trial if in_process else 0.1}
     if in_process and job.search.gpus_per_trial:
@@ -140,13 +137,11 @@ def run_sweep(job: TuneJob, console: Console | None = None) -> tuple[Comparison,
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(results)} trials failed; the first one: {failed[0]}") from failed[0]
     points = {label_of(result.config or {}): result.config or {} for result in results}
-    scores, weights = list(base_scores), {}
+    scores = list(base_scores)
     for name in points:
         scores += json.loads((out / name / "scores.json").read_text())
-    models = {BASE: resolve_model(job.train.family.model)} | {name: str(out / name / "model") for name in points}
-    comparison = compare_scores(
-        plan_of(job, models), scores, load_prompt_set(job.judge.prompts, job.judge.limit), weights
-    )
+    models = {BASE: job.train.family.model} | {name: str(out / name / "model") for name in points}
+    comparison = compare_scores(plan_of(job, models), scores, load_prompt_set(job.judge.prompts, job.judge.limit))
     rows = [trial_row(comparison, name, point) for name, point in points.items()]
     rows.sort(key=lambda row: -row["delta"])
     (out / "sweep.json").write_text(json.dumps(rows, indent=1))
@@ -176,7 +171,7 @@ def run_trial(point: dict[str, Any], job: TuneJob) -> None:
 
     trial = trial_job(job, point)
     folder = run_training(trial, Console(quiet=True))
-    scores = draw_and_score(job, trial.run.name, str(folder / "model"))
+    scores = judge_model(job, trial.run.name, str(folder / "model"))
     (folder / "scores.json").write_text(json.dumps(scores))
     scorer = job.judge.scorers[0]
     decisive = [row["score"] for row in scores if row["scorer"] == scorer.label and row["column"] == scorer.primary]

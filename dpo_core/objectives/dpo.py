@@ -27,7 +27,8 @@ class DPO(Objective):
 
     def __call__(self, errors: PairErrors) -> LossOutput:
         assert errors.policy_rejected is not None
-        assert errors.reference_chosen is not None and errors.reference_rejected is not None
+        assert errors.reference_chosen is not None
+        assert errors.reference_rejected is not None
         chosen = per_pair(errors.policy_chosen) - per_pair(errors.reference_chosen)
         rejected = per_pair(errors.policy_rejected) - per_pair(errors.reference_rejected)
         margin = -0.5 * self.beta * (chosen - rejected)

@@ -28,7 +28,8 @@ def test_a_flipped_bit_makes_the_loader_take_the_checkpoint_before(tmp_path, cap
     data[-1] ^= 1
     damaged.write_bytes(data)
     loaded = load_latest(tmp_path)
-    assert loaded is not None and loaded.step == 1
+    assert loaded is not None
+    assert loaded.step == 1
     assert "step-00000002" in caplog.text
 
 

@@ -22,7 +22,8 @@ def test_seed_epoch_pair_and_purpose_each_change_the_draw():
 
 def test_uniform_draws_fill_the_unit_interval_evenly():
     draws = torch.tensor([randomness.uniform(0, 0, str(i), "timestep") for i in range(4000)], dtype=torch.float64)
-    assert draws.min() >= 0 and draws.max() < 1
+    assert draws.min() >= 0
+    assert draws.max() < 1
     assert abs(draws.mean().item() - 0.5) < 0.02
     assert abs(draws.var().item() - 1 / 12) < 0.005
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dpo_core.data.schema import SCHEMA
-from dpo_core.data.sources.shapes import captions, draw
+from dpo_core.data.sources.shapes import CAPTION, COLOURS, OPPOSITE, SHAPES, captions, draw, is_heldout
 
 ROWS_PER_FILE, ROWS_PER_GROUP = 2048, 128
 
@@ -59,6 +59,26 @@ def write_rows(folder: str | Path, rows: list[dict[str, Any]], *, rows_per_file:
         files.append(folder / f"pairs-{start // rows_per_file:05d}.parquet")
         pq.write_table(table, files[-1], row_group_size=ROWS_PER_GROUP)
     return files
+
+
+def near_miss(caption: str, draw_number: float) -> str:
+    """A training caption that differs from ``caption`` in one thing: relation, a colour, a shape, or an exchange.
+
+    ``draw_number`` in [0, 1) chooses among all there are. ``caption`` has two shapes; what is held out stays held out.
+    """
+    match = CAPTION.fullmatch(caption)
+    if match is None or match[3] is None:
+        raise ValueError(
+            f"no near miss of {caption!r}: it must read 'a <colour> <shape> <relation> a <colour> <shape>'"
+        )
+    parts = list(match.groups())
+    changed = [[*parts[:2], OPPOSITE[parts[2]], *parts[3:]], [parts[3], *parts[1:3], parts[0], parts[4]]]
+    changed.append([parts[0], parts[4], *parts[2:4], parts[1]])
+    changed += [[*parts[:place], word, *parts[place + 1 :]] for place in (0, 3) for word in COLOURS]
+    changed += [[*parts[:place], word, *parts[place + 1 :]] for place in (1, 4) for word in SHAPES]
+    texts = dict.fromkeys("a {} {} {} a {} {}".format(*words) for words in changed if words[0] != words[3])
+    allowed = [text for text in texts if text != caption and not is_heldout(text)]
+    return allowed[int(draw_number * len(allowed))]
 
 
 def write_drawings(folder: str | Path, count: int, seed: int = 0) -> list[Path]:

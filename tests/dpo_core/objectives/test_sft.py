@@ -11,4 +11,5 @@ def test_loss_is_the_mean_error_of_the_chosen_image():
 
 
 def test_sft_asks_for_neither_reference_nor_rejected_image():
-    assert not SFT.needs_reference and not SFT.needs_rejected
+    assert not SFT.needs_reference
+    assert not SFT.needs_rejected
