@@ -22,7 +22,7 @@ COLOURS = ("#8b929c", "#3b82f6", "#f59e0b", "#10b981", "#d6488f", "#8b5cf6")
 CURVES = {"train/loss": "loss", "train/implicit_accuracy": "implicit accuracy", "train/margin": "margin"}
 WIDTH = 10.0
 """Inches: the width of the page's column, so that the text of the plots has the size of its notes."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
     "ytick.color": INK, "axes.titlecolor": INK, "axes.titlesize": 10, "axes.titlelocation": "left", "grid.color": INK,
@@ -162,8 +162,9 @@ def _figure(width: float, height: float, panels: int, ratios: Sequence[float] | 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    shape = {"nrows": 1, "ncols": panels} if across else {"nrows": panels, "ncols": 1, "height_ratios": ratios}
-    return figure, list(figure.subplots(squeeze=False, **shape).flat)
+    if across:
+        return figure, list(figure.subplots(1, panels, squeeze=False).flat)
+    return figure, list(figure.subplots(panels, 1, squeeze=False, height_ratios=ratios).flat)
 
 
 def _svg(figure: Any) -> str:

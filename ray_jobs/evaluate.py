@@ -125,7 +125,8 @@ def draw_and_score(place: tuple[str, str | None], rows: list[dict[str, Any]], jo
     """The work of one task: draw the images of ``rows`` that are missing, score them all."""
     if any(not (Path(out) / row["file"]).is_file() for row in rows):
         make_missing(pipeline_of(*place, job.sampler.dtype, device), rows, job.sampler, out)
-    return [row for scorer in job.scorers for row in score_images(rows, out, scorer, loaded(scorer, device))]
+    scorers: list[Any] = job.scorers
+    return [row for scorer in scorers for row in score_images(rows, out, scorer, loaded(scorer, device))]
 
 
 @lru_cache(maxsize=1)
@@ -173,7 +174,7 @@ def note_metrics(comparison: Comparison, file: Path) -> None:
 def results_table(comparison: Comparison) -> Table:
     """Every rival against the baseline on every metric, for the console."""
     table = Table(title=f"difference to {comparison.baseline}, 95 % intervals by prompt")
-    for name in ("model", "metric", comparison.baseline, "model's", "difference", "interval", "win rate", "p adjusted"):
+    for name in ("model", "metric", comparison.baseline, "this", "difference", "interval", "win rate", "p adjusted"):
         table.add_column(name, justify="left" if name in ("model", "metric") else "right")
     metrics = {metric.key: metric for metric in comparison.metrics}
     levels = {(row.model, row.metric): row.mean for row in comparison.levels}

@@ -60,7 +60,7 @@ def test_no_prompts_give_no_images_and_missing_seeds_are_refused(tiny):
 def test_negative_prompt_and_size_reach_the_pipeline(tiny):
     plain, = generate(tiny, ["a"], [0], **FAST)
     negative, = generate(tiny, ["a"], [0], negative_prompt="zzz", height=64, width=40, **FAST)
-    assert plain.size == (32, 32)
+    assert plain.size == (16, 16)
     assert negative.size == (40, 64)
     other, = generate(tiny, ["a"], [0], negative_prompt="zzz", **FAST)
     assert not np.array_equal(pixels([plain]), pixels([other]))
@@ -79,7 +79,7 @@ def test_manifest_has_a_row_for_every_prompt_and_seed(tiny_folder, tmp_path):
     rows = pq.read_table(manifest).to_pylist()
     assert [(row["model"], row["prompt"], row["prompt_index"], row["seed"]) for row in rows] == [
         ("base", "a", 0, 7), ("base", "a", 0, 8), ("base", "b", 1, 7), ("base", "b", 1, 8)]
-    assert all(Image.open(tmp_path / row["file"]).size == (32, 32) for row in rows)
+    assert all(Image.open(tmp_path / row["file"]).size == (16, 16) for row in rows)
     assert rows[0]["num_inference_steps"] == 2
     assert rows[0]["guidance_scale"] == 7.5
     assert len(rows[0]["weights"]) == 16
