@@ -1,5 +1,6 @@
 """The embedded world as preference rows: a drawing of the caption against a drawing of another one."""
 
+import argparse
 import hashlib
 import io
 from pathlib import Path
@@ -81,10 +82,12 @@ def near_miss(caption: str, draw_number: float) -> str:
     return allowed[int(draw_number * len(allowed))]
 
 
-def write_drawings(folder: str | Path, count: int, seed: int = 0) -> list[Path]:
-    """``count`` rows over the training captions, each a right drawing preferred to a drawing of another caption.
+def write_drawings(folder: str | Path, count: int, seed: int = 0, *, caption_noise: float = 0.0) -> list[Path]:
+    """``count`` rows over the training captions, each a drawing preferred to a drawing of another caption.
 
-    What the embedded model was taught on, by the SFT objective, which looks at the chosen image alone.
+    What the embedded model was taught on, by the SFT objective, which looks at the chosen image alone. A share of
+    ``caption_noise`` of the rows with two shapes has a near miss as its chosen image, as captions found on the web are
+    often wrong: the model learns to draw well, but not always what is asked.
     """
     texts = captions("train", singles=True)
     rng = np.random.default_rng(seed)
@@ -92,8 +95,27 @@ def write_drawings(folder: str | Path, count: int, seed: int = 0) -> list[Path]:
     for index in range(count):
         right = index % len(texts)
         wrong = (right + int(rng.integers(1, len(texts)))) % len(texts)
-        images = [jpeg(draw(texts[which], seed * 1_000_003 + index)) for which in (right, wrong)]
+        shown, noise, number = texts[right], rng.random(), rng.random()
+        if noise < caption_noise and any(relation in shown for relation in OPPOSITE):
+            shown = near_miss(shown, number)
+        images = [jpeg(draw(text, seed * 1_000_003 + index)) for text in (shown, texts[wrong])]
         first = bool(rng.integers(2))
         ordered = (images[0], images[1]) if first else (images[1], images[0])
         rows.append(preference_row(index, texts[right], ordered, float(first), ("world", "world")))
     return write_rows(folder, rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of ``write_drawings``."""
+    parser = argparse.ArgumentParser(description="Write drawings of the embedded world as preference rows.")
+    parser.add_argument("--out", required=True, help="folder for the parquet files")
+    parser.add_argument("--count", type=int, default=12_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--caption-noise", type=float, default=0.0, help="share of rows whose drawing is a near miss")
+    args = parser.parse_args(argv)
+    write_drawings(args.out, args.count, args.seed, caption_noise=args.caption_noise)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
