@@ -118,6 +118,8 @@ def encode_on_ray(tasks: list[ShardTask], recipe: Recipe, cluster: ClusterSectio
 def _dataset(tasks: list[ShardTask], recipe: Recipe, cluster: ClusterSection) -> "ray.data.Dataset":
     import ray.data
 
+    from ray_jobs.stream import tasks_at_once
+
     rows = [{"task": pickle.dumps(task)} for task in tasks]
     decode_row: Any = _decode_row
     encoder: Any = ShardEncoder
@@ -129,6 +131,7 @@ def _dataset(tasks: list[ShardTask], recipe: Recipe, cluster: ClusterSection) ->
             batch_format="pyarrow",
             fn_kwargs={"recipe": recipe},
             num_cpus=cluster.cpus_per_read,
+            compute=ray.data.TaskPoolStrategy(size=tasks_at_once(1)),
         )
         .map_batches(
             encoder,

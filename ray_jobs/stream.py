@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.data
 from ray.data import DataContext
 
@@ -30,7 +31,7 @@ MAX_UNIT_STEPS = 32
 """Of small images more would fit, but the first step waits for the whole first unit."""
 EXECUTION_SLOTS = 1 << 15
 """Slots that one execution of the dataset covers; the next begins when it is used up."""
-READER_BYTES = 512 << 20
+READER_BYTES = 256 << 20
 """Row groups that a reading process keeps for its next unit."""
 
 
@@ -77,7 +78,7 @@ def ray_step_batches(
                 return
             cuts = [range(start, min(start + unit_steps, last)) for start in range(first, last, unit_steps)]
             rows = [unit_row(schedule, cut, rank, world_size) for cut in cuts]
-            dataset = quietly(lambda rows=rows: read_units(rows, recipe, cpus_per_read))
+            dataset = quietly(lambda rows=rows: read_units(rows, recipe, cpus_per_read, tasks_at_once(world_size)))
             with closing(iterate(dataset, prefetch_units)) as results:
                 for unit in results:
                     yield from unit
@@ -101,7 +102,7 @@ def unit_row(schedule: Schedule, steps: range, rank: int, world_size: int) -> di
     return {"slots": pickle.dumps([schedule.slots(step, rank, world_size) for step in steps])}
 
 
-def read_units(rows: list[dict[str, bytes]], recipe: Recipe, cpus: float) -> ray.data.Dataset:
+def read_units(rows: list[dict[str, bytes]], recipe: Recipe, cpus: float, tasks: int) -> ray.data.Dataset:
     """One block and one task for each unit; a row of the result is one unit of batches."""
     read: Any = read_unit
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -111,8 +112,17 @@ def read_units(rows: list[dict[str, bytes]], recipe: Recipe, cpus: float) -> ray
         batch_format="pyarrow",
         fn_kwargs={"recipe": recipe},
         num_cpus=cpus,
+        compute=ray.data.TaskPoolStrategy(size=tasks),
         zero_copy_batch=True,
     )
+
+
+def tasks_at_once(world_size: int) -> int:
+    """Decoding processes of one rank: the cluster's cores shared among the ranks, though each asks for less than one.
+
+    A task that asks for a whole core would never start on a small machine whose workers hold most of them.
+    """
+    return max(2, int(ray.cluster_resources().get("CPU", 0)) // world_size)
 
 
 def read_unit(row: pa.Table, *, recipe: Recipe) -> pa.Table:

@@ -53,17 +53,17 @@ def test_each_of_two_ranks_resumes_in_the_middle_bit_for_bit(ray_cluster, plan, 
 
 
 @pytest.mark.ray
-def test_reading_goes_on_beside_workers_that_hold_almost_every_cpu(ray_cluster, plan):
+def test_reading_goes_on_beside_workers_that_hold_most_cpus(ray_cluster, plan):
     import ray
 
-    @ray.remote(num_cpus=0.9)
+    @ray.remote(num_cpus=0.8)
     class Worker:
         def run(self) -> int:
             return len(take(ray_step_batches(Plan.build(SECTION), SECTION, **STEP, stop_step=2), 2))
 
     workers = [Worker.remote(), Worker.remote()]
     try:
-        assert ray.get([worker.run.remote() for worker in workers], timeout=240) == [2, 2]
+        assert ray.get([worker.run.remote() for worker in workers], timeout=500) == [2, 2]
     finally:
         for worker in workers:
             ray.kill(worker)
