@@ -1,6 +1,7 @@
 """palate evaluate: draw the same prompts with several models, score the images, and report who is better."""
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -173,16 +175,17 @@ def note_metrics(comparison: Comparison, file: Path) -> None:
 
 def results_table(comparison: Comparison) -> Table:
     """Every rival against the baseline on every metric, for the console."""
-    table = Table(title=f"difference to {comparison.baseline}, 95 % intervals by prompt")
-    for name in ("model", "metric", comparison.baseline, "this", "difference", "interval", "win rate", "p adjusted"):
-        table.add_column(name, justify="left" if name in ("model", "metric") else "right")
+    table = Table(title=f"Difference to {comparison.baseline} with 95 % interval, shares in points", box=SIMPLE_HEAD)
+    several = len({metric.scorer for metric in comparison.metrics}) > 1
+    for name in ("model", "metric", comparison.baseline, "this", "difference", "wins", "p adj."):
+        table.add_column(name, justify="left" if name in ("model", "metric") else "right", no_wrap=True)
     metrics = {metric.key: metric for metric in comparison.metrics}
     levels = {(row.model, row.metric): row.mean for row in comparison.levels}
     for d in comparison.differences:
         m = metrics[d.metric]
         table.add_row(
-            d.model, d.metric, level(levels[comparison.baseline, d.metric], m), level(levels[d.model, d.metric], m),
-            amount(d.delta, m), f"[{amount(d.low, m, bare=True)}, {amount(d.high, m, bare=True)}]",
+            d.model, d.metric if several else m.column, level(levels[comparison.baseline, d.metric], m), level(levels[d.model, d.metric], m),
+            f"{amount(d.delta, m, bare=True)} \\[{amount(d.low, m, bare=True)}, {amount(d.high, m, bare=True)}]",
             f"{d.win_rate:.0%}", p_text(d.p_holm), style="bold" if m.primary else "dim")
     return table
 
@@ -212,4 +215,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # Workers unpickle by module name, and their `__main__` is another one: run what is importable by name.
+    from ray_jobs.cli import main as palate
+
+    raise SystemExit(palate(["evaluate", *sys.argv[1:]]))

@@ -34,21 +34,25 @@ class MixSection(Section):
     drawing: float = Field(default=1.0, ge=0)
     """A sample and a drawing of the caption."""
     near_miss: float = Field(default=1.0, ge=0)
-    """A drawing of the caption and a drawing of one that differs in one thing."""
+    """A drawing of the caption and one of a caption that differs in one thing, alike in all else."""
+
+    spoiled: float = Field(default=1.0, ge=0)
+    """A drawing of the caption and a spoiled one, with a bite taken out or a thing too many, alike in all else."""
 
     def kind(self, draw_number: float) -> str:
         """The kind of pair for a number drawn in [0, 1)."""
-        below, total = 0.0, self.samples + self.drawing + self.near_miss
-        for name in ("samples", "drawing"):
-            below += getattr(self, name) / total
+        shares: dict[str, float] = self.model_dump()
+        below = 0.0
+        for name, share in shares.items():
+            below += share / sum(shares.values())
             if draw_number < below:
                 return name
-        return "near_miss"
+        return name
 
     @model_validator(mode="after")
     def _something(self) -> "MixSection":
-        if self.samples + self.drawing + self.near_miss == 0:
-            raise ValueError("samples, drawing and near_miss are all 0; at least one must be above")
+        if not any(self.model_dump().values()):
+            raise ValueError("all shares are 0; at least one must be above")
         return self
 
 
@@ -109,7 +113,13 @@ def make_rows(job: PairsJob, indices: Sequence[int]) -> list[dict[str, Any]]:
         drawn = {0: text, 1: text}
         if kinds[index] == "near_miss":
             drawn[1] = near_miss(text, uniform(job, index, "near miss"))
-        images = [samples.get((index, side)) or draw(drawn[side], 2 * index + side) for side in (0, 1)]
+        spoiled = {0: False, 1: kinds[index] == "spoiled"}
+        images = [
+            samples[index, side]
+            if is_sample(kinds[index], side)
+            else draw(drawn[side], index, like=text, spoiled=spoiled[side])
+            for side in (0, 1)
+        ]
         data = [jpeg(image) for image in images]
         models = [Path(job.model).name if is_sample(kinds[index], side) else "world" for side in (0, 1)]
         if uniform(job, index, "side") < 0.5:

@@ -8,7 +8,7 @@ import itertools
 import logging
 import pickle
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -58,7 +58,7 @@ def ray_step_batches(
     stop_step: int | None = None,
     cpus_per_read: float = 0.25,
     prefetch_units: int = 2,
-) -> Iterator[list[PairBatch]]:
+) -> Generator[list[PairBatch], None, None]:
     """`dpo_core.data.batches.step_batches`, bit for bit, with reading and decoding in tasks of ``cpus_per_read`` CPUs.
 
     Called in a Ray Train worker or any driver. ``prefetch_units`` units wait ready for the consumer. It ends before
@@ -71,7 +71,7 @@ def ray_step_batches(
     unit_steps = steps_per_unit(per_step, bytes_per_pair(section, plan.cache))
     units = max(8, EXECUTION_SLOTS // (unit_steps * per_step))
 
-    def steps() -> Iterator[list[PairBatch]]:
+    def steps() -> Generator[list[PairBatch], None, None]:
         for first in itertools.count(start_step, units * unit_steps):
             last = min(first + units * unit_steps, stop_step if stop_step is not None else sys.maxsize)
             if first >= last:

@@ -22,6 +22,10 @@ class DPO(Objective):
     beta: float = Field(default=2000.0, gt=0)
     """Strength of the pull towards the reference; larger stays closer to it."""
 
+    sft_weight: float = Field(default=0.0, ge=0)
+    """Weight of the chosen image's own denoising error, added to the loss (the NLL term of arXiv 2404.19733): it keeps
+    that error from rising while the margin grows. Its gradient weighs as much as DPO's at step 0 when it is beta / 4."""
+
     needs_reference: ClassVar[bool] = True
     needs_rejected: ClassVar[bool] = True
 
@@ -33,7 +37,7 @@ class DPO(Objective):
         rejected = per_pair(errors.policy_rejected) - per_pair(errors.reference_rejected)
         margin = -0.5 * self.beta * (chosen - rejected)
         return LossOutput(
-            loss=-logsigmoid(margin),
+            loss=-logsigmoid(margin) + self.sft_weight * per_pair(errors.policy_chosen),
             metrics={
                 "margin": margin.detach(),
                 "implicit_accuracy": accuracy(margin.detach()),

@@ -82,12 +82,14 @@ def near_miss(caption: str, draw_number: float) -> str:
     return allowed[int(draw_number * len(allowed))]
 
 
-def write_drawings(folder: str | Path, count: int, seed: int = 0, *, caption_noise: float = 0.0) -> list[Path]:
+def write_drawings(
+    folder: str | Path, count: int, seed: int = 0, *, caption_noise: float = 0.0, spoiled: float = 0.0
+) -> list[Path]:
     """``count`` rows over the training captions, each a drawing preferred to a drawing of another caption.
 
     What the embedded model was taught on, by the SFT objective, which looks at the chosen image alone. A share of
     ``caption_noise`` of the rows with two shapes has a near miss as its chosen image, as captions found on the web are
-    often wrong: the model learns to draw well, but not always what is asked.
+    often wrong; a share of ``spoiled`` is drawn badly. The model learns both ways, and which is wanted it is not told.
     """
     texts = captions("train", singles=True)
     rng = np.random.default_rng(seed)
@@ -96,9 +98,11 @@ def write_drawings(folder: str | Path, count: int, seed: int = 0, *, caption_noi
         right = index % len(texts)
         wrong = (right + int(rng.integers(1, len(texts)))) % len(texts)
         shown, noise, number = texts[right], rng.random(), rng.random()
+        badly = bool(rng.random() < spoiled)
         if noise < caption_noise and any(relation in shown for relation in OPPOSITE):
             shown = near_miss(shown, number)
-        images = [jpeg(draw(text, seed * 1_000_003 + index)) for text in (shown, texts[wrong])]
+        chosen, rejected = draw(shown, seed * 1_000_003 + index, spoiled=badly), draw(texts[wrong], index)
+        images = [jpeg(chosen), jpeg(rejected)]
         first = bool(rng.integers(2))
         ordered = (images[0], images[1]) if first else (images[1], images[0])
         rows.append(preference_row(index, texts[right], ordered, float(first), ("world", "world")))
@@ -112,8 +116,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=12_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--caption-noise", type=float, default=0.0, help="share of rows whose drawing is a near miss")
-    args = parser.parse_args(argv)
-    write_drawings(args.out, args.count, args.seed, caption_noise=args.caption_noise)
+    parser.add_argument("--spoiled", type=float, default=0.0, help="share of rows whose drawing is spoiled")
+    args = vars(parser.parse_args(argv))
+    write_drawings(args.pop("out"), args.pop("count"), **args)
     return 0
 
 

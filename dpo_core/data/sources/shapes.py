@@ -63,13 +63,15 @@ def is_heldout(caption: str) -> bool:
     return caption in _heldout()
 
 
-def draw(caption: str, seed: int) -> NDArray[np.uint8]:
-    """A picture of ``caption``, uint8 [64, 64, 3]; the same caption and seed always give the same picture.
+def draw(caption: str, seed: int, *, like: str | None = None, spoiled: bool = False) -> NDArray[np.uint8]:
+    """A picture of ``caption``, uint8 [64, 64, 3]; the same arguments always give the same picture.
 
-    Raises ValueError for a caption outside the world.
+    With ``like``, background, sizes and places are those of the picture of that caption with this seed, as far as
+    ``caption`` allows, so that two pictures differ in what their captions say and in little else. A ``spoiled``
+    picture has a bite taken out of a shape, or a thing too many. Raises ValueError for a caption outside the world.
     """
     first_colour, first_shape, relation, second_colour, second_shape = _parse(caption)
-    digest = hashlib.sha256(f"{caption}|{seed}".encode()).digest()
+    digest = hashlib.sha256(f"{like or caption}|{seed}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     canvas = np.empty((SIZE, SIZE, 3))
     value = rng.uniform(*(DARK if rng.uniform() < 1 / 3 else PALE))
@@ -83,6 +85,8 @@ def draw(caption: str, seed: int) -> NDArray[np.uint8]:
         extents = [_extent(first_shape, sizes[0])]
         centres = [rng.uniform(BORDER + extents[0] / 2, SIZE - BORDER - extents[0] / 2)]
     _paint(canvas, first_shape, _colour(first_colour, rng), centres[0], extents[0])
+    if spoiled:
+        _spoil(canvas, centres, extents, rng)
     return np.round(canvas * 255).astype(np.uint8)
 
 
@@ -148,6 +152,21 @@ def _place(relation: str, extents: list[NDArray[np.float64]], rng: np.random.Gen
         max(reach[1], middle - distance / 2), min(SIZE - reach[1], middle + distance / 2)
     )
     return [centres[order[0]], centres[order[1]]]
+
+
+def _spoil(canvas: NDArray, centres: list[NDArray], extents: list[NDArray], rng: np.random.Generator) -> None:
+    """Bite a piece out of a shape, or add a small shape where there is most room."""
+    if rng.uniform() < 0.5:
+        which, angle = int(rng.integers(len(centres))), rng.uniform(0, 2 * np.pi)
+        bite = extents[which] * rng.uniform(0.5, 0.7)
+        middle = centres[which] + np.array([np.cos(angle), np.sin(angle)]) * extents[which] * 0.35
+        middle = np.clip(middle, bite / 2 + 1, SIZE - 1 - bite / 2)
+        _paint(canvas, "circle", canvas[0, 0].copy(), middle, bite)
+        return
+    places = rng.uniform(8, SIZE - 8, (40, 2))
+    room = np.min([np.linalg.norm(places - centre, axis=1) - max(extents[0]) / 2 for centre in centres], axis=0)
+    shape, colour = SHAPES[int(rng.integers(len(SHAPES)))], list(COLOURS)[int(rng.integers(len(COLOURS)))]
+    _paint(canvas, shape, _colour(colour, rng), places[room.argmax()], _extent(shape, rng.uniform(9.0, 13.0)))
 
 
 def _paint(canvas, shape: str, colour: NDArray, centre: NDArray[np.float64], extent: NDArray[np.float64]) -> None:
