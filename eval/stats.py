@@ -32,8 +32,9 @@ def mean_interval(values: Values, *, resamples: int = RESAMPLES, seed: int = SEE
     tail = stats.norm.cdf(stats.t.ppf((1 - LEVEL) / 2, n - 1) * np.sqrt(n / (n - 1)))
     rng = np.random.default_rng(seed)
     rows = max(1, 4_000_000 // n)
-    means = [values[rng.integers(0, n, (min(rows, resamples - done), n))].mean(axis=1)
-             for done in range(0, resamples, rows)]
+    means = [
+        values[rng.integers(0, n, (min(rows, resamples - done), n))].mean(axis=1) for done in range(0, resamples, rows)
+    ]
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return float(low), float(high)
 
@@ -89,9 +90,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def minimum_detectable(deltas: Values) -> float | None:
     """The true mean difference that so many prompts with this spread would show in 80 % of repeats (two-sided 5 %).
 
-    None for a single prompt, which has no spread.
+    None where there is no spread to tell from: a single prompt, or all deltas equal.
     """
-    if len(deltas) < 2:
+    if len(deltas) < 2 or np.ptp(deltas) == 0:
         return None
     z = stats.norm.ppf(0.5 + LEVEL / 2) + stats.norm.ppf(POWER)
     return float(z * deltas.std(ddof=1) / np.sqrt(len(deltas)))

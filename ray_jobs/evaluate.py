@@ -67,11 +67,17 @@ def compare(job: EvaluateJob, console: Console | None = None) -> Comparison:
     weights = {name: model_hash(folder, base=base) for name, (folder, base) in places.items()}
     rows, work = [], []
     for name, place in places.items():
-        mine = plan_images(name, weights[name], [prompt.text for prompt in prompts], job.seeds, job.sampler,
-                           indices=[prompt.index for prompt in prompts])
+        mine = plan_images(
+            name,
+            weights[name],
+            [prompt.text for prompt in prompts],
+            job.seeds,
+            job.sampler,
+            indices=[prompt.index for prompt in prompts],
+        )
         rows += mine
         step = job.tasks.images_per_task
-        work += [(place, mine[start:start + step]) for start in range(0, len(mine), step)]
+        work += [(place, mine[start : start + step]) for start in range(0, len(mine), step)]
     scores = run_tasks(job, work, out, console or Console())
     order = {name: i for i, name in enumerate(job.models)}
     scores.sort(key=lambda row: (order[row["model"]], row["prompt_index"], row["seed"]))
@@ -88,8 +94,9 @@ def locate(model: str) -> tuple[str, str | None]:
     return folder, (locate(base_model(folder))[0] if is_lora(folder) else None)
 
 
-def run_tasks(job: EvaluateJob, work: Sequence[tuple[tuple[str, str | None], list[dict[str, Any]]]], out: Path,
-              console: Console) -> list[dict[str, Any]]:
+def run_tasks(
+    job: EvaluateJob, work: Sequence[tuple[tuple[str, str | None], list[dict[str, Any]]]], out: Path, console: Console
+) -> list[dict[str, Any]]:
     """The score rows of all ``work``, (model place, manifest rows) per task, in order of completion."""
     import ray
     from ray.exceptions import RayTaskError
@@ -102,8 +109,13 @@ def run_tasks(job: EvaluateJob, work: Sequence[tuple[tuple[str, str | None], lis
     device = "cuda" if gpus else "cpu"
     pending = {task.remote(place, rows, job, str(out), device): len(rows) for place, rows in work}
     scores: list[dict[str, Any]] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     try:
         with Progress(*columns, console=console, transient=True) as progress:
             bar = progress.add_task("drawing and scoring images", total=sum(pending.values()))
@@ -122,8 +134,9 @@ def run_tasks(job: EvaluateJob, work: Sequence[tuple[tuple[str, str | None], lis
     return scores
 
 
-def draw_and_score(place: tuple[str, str | None], rows: list[dict[str, Any]], job: ComparisonPlan, out: str,
-                   device: str) -> list[dict[str, Any]]:
+def draw_and_score(
+    place: tuple[str, str | None], rows: list[dict[str, Any]], job: ComparisonPlan, out: str, device: str
+) -> list[dict[str, Any]]:
     """The work of one task: draw the images of ``rows`` that are missing, score them all."""
     if any(not (Path(out) / row["file"]).is_file() for row in rows):
         make_missing(pipeline_of(*place, job.sampler.dtype, device), rows, job.sampler, out)
@@ -143,9 +156,16 @@ def loaded(scorer: Scorer, device: str) -> ScoreFunction:
     return scorer.load(device)
 
 
-def report(job: EvaluateJob, comparison: Comparison, *, title: str | None = None,
-           training_curves: Mapping[str, str | Path] | None = None, sweep: Sequence[Mapping[str, Any]] | None = None,
-           config: str | None = None, command: str | None = None) -> Path:
+def report(
+    job: EvaluateJob,
+    comparison: Comparison,
+    *,
+    title: str | None = None,
+    training_curves: Mapping[str, str | Path] | None = None,
+    sweep: Sequence[Mapping[str, Any]] | None = None,
+    config: str | None = None,
+    command: str | None = None,
+) -> Path:
     """Write report.json and report.html into ``job.out`` and keep both in MLflow; returns the page.
 
     ``config`` and ``command`` are what the page says it is reproduced with, by default this job.
@@ -153,8 +173,14 @@ def report(job: EvaluateJob, comparison: Comparison, *, title: str | None = None
     out = Path(job.out).resolve()
     save_config(job, out / "config.yaml")
     reproduce = Reproduce([command or f"palate evaluate --config {job.out}/config.yaml"], config or to_yaml(job))
-    page = write_report(out, comparison, title=title or job.title,
-                        training_curves=training_curves or job.training_curves, sweep=sweep, reproduce=reproduce)
+    page = write_report(
+        out,
+        comparison,
+        title=title or job.title,
+        training_curves=training_curves or job.training_curves,
+        sweep=sweep,
+        reproduce=reproduce,
+    )
     with track_run(job.tracking, out, config=job) as tracker:
         note_metrics(comparison, out / "metrics.jsonl")
         tracker.log_artifact(page)
@@ -166,8 +192,10 @@ def note_metrics(comparison: Comparison, file: Path) -> None:
     """Append one line: ``eval/<scorer>/<column>/<model>/mean`` of every model, ``delta`` and ``win_rate`` of rivals."""
     values: dict[str, float] = {f"eval/{row.metric}/{row.model}/mean": row.mean for row in comparison.levels}
     for row in comparison.differences:
-        values |= {f"eval/{row.metric}/{row.model}/delta": row.delta,
-                   f"eval/{row.metric}/{row.model}/win_rate": row.win_rate}
+        values |= {
+            f"eval/{row.metric}/{row.model}/delta": row.delta,
+            f"eval/{row.metric}/{row.model}/win_rate": row.win_rate,
+        }
     step = len(file.read_text("utf-8").splitlines()) if file.is_file() else 0
     with file.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
@@ -184,9 +212,15 @@ def results_table(comparison: Comparison) -> Table:
     for d in comparison.differences:
         m = metrics[d.metric]
         table.add_row(
-            d.model, d.metric if several else m.column, level(levels[comparison.baseline, d.metric], m), level(levels[d.model, d.metric], m),
+            d.model,
+            d.metric if several else m.column,
+            level(levels[comparison.baseline, d.metric], m),
+            level(levels[d.model, d.metric], m),
             f"{amount(d.delta, m, bare=True)} \\[{amount(d.low, m, bare=True)}, {amount(d.high, m, bare=True)}]",
-            f"{d.win_rate:.0%}", p_text(d.p_holm), style="bold" if m.primary else "dim")
+            f"{d.win_rate:.0%}",
+            p_text(d.p_holm),
+            style="bold" if m.primary else "dim",
+        )
     return table
 
 
@@ -194,9 +228,12 @@ def plan_rows(job: EvaluateJob) -> list[tuple[str, str]]:
     """What ``--dry-run`` tells beyond the resolved config."""
     prompts = load_prompt_set(job.prompts, job.limit)
     images = len(prompts) * job.images_per_prompt
-    rows = [("folder", str(Path(job.out).resolve())), ("prompts", f"{len(prompts):,} of {job.prompts}"),
-            ("images", f"{images:,} for each model, {images * len(job.models):,} in all"),
-            ("tasks", f"{len(job.models) * -(-images // job.tasks.images_per_task):,}")]
+    rows = [
+        ("folder", str(Path(job.out).resolve())),
+        ("prompts", f"{len(prompts):,} of {job.prompts}"),
+        ("images", f"{images:,} for each model, {images * len(job.models):,} in all"),
+        ("tasks", f"{len(job.models) * -(-images // job.tasks.images_per_task):,}"),
+    ]
     return rows + [(f"model {name}", " on ".join(filter(None, locate(model)))) for name, model in job.models.items()]
 
 

@@ -82,7 +82,8 @@ def test_sign_flip_p_is_exact_for_few_prompts():
 def test_sign_flip_p_agrees_with_scipys_permutation_test():
     deltas = np.random.default_rng(5).normal(0.35, 1, 40)
     expected = scipy_stats.permutation_test(
-        (deltas,), np.sum, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(1)).pvalue
+        (deltas,), np.sum, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(1)
+    ).pvalue
     assert sign_flip_p(deltas) == pytest.approx(expected, abs=0.01)
 
 
@@ -99,7 +100,8 @@ def test_holm_multiplies_the_smallest_most_and_never_swaps_the_order():
 
 
 def test_minimum_detectable_effect_by_hand():
-    deltas = array(-1, 1) .repeat(50)
+    deltas = array(-1, 1).repeat(50)
     spread = np.sqrt(100 / 99)
     assert minimum_detectable(deltas) == pytest.approx((1.959964 + 0.841621) * spread / 10, rel=1e-6)
     assert minimum_detectable(array(1)) is None
+    assert minimum_detectable(array(0, 0, 0)) is None
