@@ -26,7 +26,7 @@ $(INSTALLED): requirements.lock pyproject.toml | $(BIN)/uv
 	@touch $@
 
 demo: env
-	$(BIN)/palate demo
+	$(BIN)/palate demo --config tune_configs/demo/demo.yaml
 
 test: env
 	$(BIN)/python -m pytest

@@ -41,7 +41,8 @@ class RunningMeans:
 class MetricsFile:
     """``metrics.jsonl``: one JSON object per logged step, appended by rank 0.
 
-    Values that are not finite have no place in JSON; they are named under ``not_finite``. A resumed run repeats steps that it had already logged, to the bit; they are not written a second time.
+    Values that are not finite have no place in JSON; they are named under ``not_finite``. A resumed run repeats steps
+    that it had already logged, to the bit; they are not written a second time.
     """
 
     def __init__(self, path: Path) -> None:

@@ -113,8 +113,12 @@ class Comparison:
         return next(d for d in self.differences if d.model == model and d.metric == key)
 
 
-def compare_scores(plan: ComparisonPlan, scores: Sequence[dict[str, Any]], prompts: Iterable[Prompt],
-                   weights: dict[str, str] | None = None) -> Comparison:
+def compare_scores(
+    plan: ComparisonPlan,
+    scores: Sequence[dict[str, Any]],
+    prompts: Iterable[Prompt],
+    weights: dict[str, str] | None = None,
+) -> Comparison:
     """Compute every number. ``scores`` are rows of scores.parquet, ``weights`` model name -> hash of its weights.
 
     Pairs are the images of one prompt and seed; those where either score is NaN (does not apply) are left out.
@@ -124,8 +128,11 @@ def compare_scores(plan: ComparisonPlan, scores: Sequence[dict[str, Any]], promp
     for row in scores:
         by_model = columns.setdefault(f"{row['scorer']}/{row['column']}", {})
         by_model.setdefault(row["model"], {})[row["prompt_index"], row["seed"]] = row["score"]
-    metrics = [Metric(s.label, c, meaning, c == s.primary, s.higher_is_better, _is_share(columns[f"{s.label}/{c}"]))
-               for s in plan.scorers for c, meaning in s.columns.items()]
+    metrics = [
+        Metric(s.label, c, meaning, c == s.primary, s.higher_is_better, _is_share(columns[f"{s.label}/{c}"]))
+        for s in plan.scorers
+        for c, meaning in s.columns.items()
+    ]
     names = list(plan.models)
     levels, differences = [], []
     for metric in metrics:
@@ -136,11 +143,17 @@ def compare_scores(plan: ComparisonPlan, scores: Sequence[dict[str, Any]], promp
                 differences.append(_difference(name, metric, table[name], table[plan.baseline]))
     differences = _adjust([d for d in differences if d is not None], metrics)
     return Comparison(
-        plan=plan.model_dump(mode="json"), models=names, baseline=plan.baseline, weights=weights or {},
-        metrics=metrics, levels=[level for level in levels if level is not None], differences=differences,
+        plan=plan.model_dump(mode="json"),
+        models=names,
+        baseline=plan.baseline,
+        weights=weights or {},
+        metrics=metrics,
+        levels=[level for level in levels if level is not None],
+        differences=differences,
         groups=_groups(plan, prompts, columns[next(m.key for m in metrics if m.primary)]),
         blank={name: len({row["file"] for row in scores if row["model"] == name and row["blank"]}) for name in names},
-        scores=list(scores))
+        scores=list(scores),
+    )
 
 
 def by_prompt(values: dict[tuple[int, int], float]) -> dict[int, float]:
@@ -164,12 +177,15 @@ def _level(model: str, metric: Metric, values: dict[tuple[int, int], float]) -> 
     return Level(model, metric.key, float(means.mean()), low, high, len(means))
 
 
-def _difference(model: str, metric: Metric, values: dict[tuple[int, int], float],
-                baseline: dict[tuple[int, int], float]) -> Difference | None:
+def _difference(
+    model: str, metric: Metric, values: dict[tuple[int, int], float], baseline: dict[tuple[int, int], float]
+) -> Difference | None:
     missing = baseline.keys() ^ values.keys()
     if missing:
-        raise ValueError(f"{metric.key}: {model!r} and the baseline do not have the same images; only one of them has "
-                         f"(prompt, seed) {sorted(missing)[:5]}")
+        raise ValueError(
+            f"{metric.key}: {model!r} and the baseline do not have the same images; only one of them has "
+            f"(prompt, seed) {sorted(missing)[:5]}"
+        )
     pairs = {key: (values[key], baseline[key]) for key in baseline if not np.isnan(values[key] + baseline[key])}
     if not pairs:
         return None
@@ -181,10 +197,24 @@ def _difference(model: str, metric: Metric, values: dict[tuple[int, int], float]
     win_low, win_high = stats.win_rate_interval(shares)
     spread = float(deltas.std(ddof=1)) if len(deltas) > 1 else 0.0
     return Difference(
-        model, metric.key, len(deltas), len(pairs), float(deltas.mean()), low, high,
-        float(deltas.mean()) / spread if spread > 0 else 0.0, float(shares.mean()), win_low, win_high,
-        int((shares > 0.5).sum()), int((shares == 0.5).sum()), int((shares < 0.5).sum()),
-        stats.sign_flip_p(deltas), None, stats.minimum_detectable(deltas))
+        model,
+        metric.key,
+        len(deltas),
+        len(pairs),
+        float(deltas.mean()),
+        low,
+        high,
+        float(deltas.mean()) / spread if spread > 0 else 0.0,
+        float(shares.mean()),
+        win_low,
+        win_high,
+        int((shares > 0.5).sum()),
+        int((shares == 0.5).sum()),
+        int((shares < 0.5).sum()),
+        stats.sign_flip_p(deltas),
+        None,
+        stats.minimum_detectable(deltas),
+    )
 
 
 def _adjust(differences: list[Difference], metrics: Sequence[Metric]) -> list[Difference]:
@@ -195,8 +225,9 @@ def _adjust(differences: list[Difference], metrics: Sequence[Metric]) -> list[Di
     return differences
 
 
-def _groups(plan: ComparisonPlan, prompts: Iterable[Prompt],
-            table: dict[str, dict[tuple[int, int], float]]) -> list[Group]:
+def _groups(
+    plan: ComparisonPlan, prompts: Iterable[Prompt], table: dict[str, dict[tuple[int, int], float]]
+) -> list[Group]:
     members: dict[tuple[str, str], set[int]] = {}
     for prompt in prompts:
         tags = prompt.tags | plan.scorers[0].tags(prompt.text)
@@ -208,6 +239,7 @@ def _groups(plan: ComparisonPlan, prompts: Iterable[Prompt],
             means = by_prompt(table.get(model, {}))
             inside = np.array([mean for index, mean in means.items() if index in indices])
             if len(inside) >= LEAST_GROUP:
-                groups.append(Group(group, value, model, len(inside), float(inside.mean()),
-                                    *stats.mean_interval(inside)))
+                groups.append(
+                    Group(group, value, model, len(inside), float(inside.mean()), *stats.mean_interval(inside))
+                )
     return groups

@@ -53,12 +53,15 @@ def galleries(comparison: Comparison, out_dir: str | Path) -> list[tuple[str, st
     for index, seed in sorted(table[rival]):
         first_seed.setdefault(index, seed)
     sign = 1 if headline.higher_is_better else -1
-    gains = by_prompt({
-        (i, s): sign * (table[rival][i, s]["score"] - table[comparison.baseline][i, s]["score"])
-        for i, s in first_seed.items()})
+    gains = by_prompt(
+        {
+            (i, s): sign * (table[rival][i, s]["score"] - table[comparison.baseline][i, s]["score"])
+            for i, s in first_seed.items()
+        }
+    )
     share = max(1, CELLS // len(comparison.models))
     shuffled = [int(i) for i in np.random.default_rng(0).permutation(sorted(first_seed))]
-    sampled = sorted(shuffled[:min(SAMPLE, max(1, share // 2))])
+    sampled = sorted(shuffled[: min(SAMPLE, max(1, share // 2))])
     extremes = min(EXTREMES, max(1, share // 4))
     up = [i for i in sorted(shuffled, key=lambda i: -gains.get(i, 0.0)) if gains.get(i, 0.0) > 0][:extremes]
     down = [i for i in sorted(shuffled, key=lambda i: gains.get(i, 0.0)) if gains.get(i, 0.0) < 0][:extremes]
@@ -68,16 +71,29 @@ def galleries(comparison: Comparison, out_dir: str | Path) -> list[tuple[str, st
 
     by = f"{headline.column} of {rival} minus {comparison.baseline}"
     return [
-        ("A random sample", f"{len(sampled)} of {len(first_seed)} prompts, drawn by a fixed rule before looking. "
-         "In a row all models start from the same noise.", rows(sampled)),
-        ("Most improved", f"The largest gains in {by}; equal gains are drawn at random. "
-         "Picked by score, so these flatter.", rows(up)),
+        (
+            "A random sample",
+            f"{len(sampled)} of {len(first_seed)} prompts, drawn by a fixed rule before looking. "
+            "In a row all models start from the same noise.",
+            rows(sampled),
+        ),
+        (
+            "Most improved",
+            f"The largest gains in {by}; equal gains are drawn at random. Picked by score, so these flatter.",
+            rows(up),
+        ),
         ("Most worsened", f"The largest losses in {by}, by the same rule.", rows(down)),
     ]
 
 
-def _row(comparison: Comparison, table: dict[str, dict[tuple[int, int], dict[str, Any]]], index: int, seed: int,
-         gain: float | None, out_dir: Path) -> Row:
+def _row(
+    comparison: Comparison,
+    table: dict[str, dict[tuple[int, int], dict[str, Any]]],
+    index: int,
+    seed: int,
+    gain: float | None,
+    out_dir: Path,
+) -> Row:
     cells, prompt = [], ""
     for name in comparison.models:
         scored = table[name][index, seed]

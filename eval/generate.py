@@ -37,9 +37,17 @@ class SamplerSection(Section):
     """Precision of the model; float16 or bfloat16 on a GPU."""
 
 
-def generate(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], *, num_inference_steps: int,
-             guidance_scale: float, negative_prompt: str | None = None, height: int | None = None,
-             width: int | None = None) -> list[Image.Image]:
+def generate(
+    pipeline: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    num_inference_steps: int,
+    guidance_scale: float,
+    negative_prompt: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> list[Image.Image]:
     """Draw one image per (prompt, seed), all in one batch.
 
     Image ``i`` depends on (model, ``prompts[i]``, ``seeds[i]``, settings) alone: every image has its own CPU generator,
@@ -51,8 +59,12 @@ def generate(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], *, num
     if not prompts:
         return []
     generators = [torch.Generator("cpu").manual_seed(noise_seed(p, s)) for p, s in zip(prompts, seeds, strict=True)]
-    settings: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale,
-                                "height": height, "width": width}
+    settings: dict[str, Any] = {
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "height": height,
+        "width": width,
+    }
     if negative_prompt is not None:
         settings["negative_prompt"] = [negative_prompt] * len(prompts)
     return pipeline(list(prompts), generator=generators, output_type="pil", **settings).images
@@ -71,21 +83,34 @@ def use_scheduler(pipeline: Any, scheduler: Scheduler) -> None:
     """
     import diffusers
 
-    classes = {"ddim": "DDIMScheduler", "dpmpp": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler",
-               "pndm": "PNDMScheduler"}
+    classes = {
+        "ddim": "DDIMScheduler",
+        "dpmpp": "DPMSolverMultistepScheduler",
+        "euler": "EulerDiscreteScheduler",
+        "pndm": "PNDMScheduler",
+    }
     if scheduler == "model":
         return
     if scheduler not in classes:
         raise ValueError(f"unknown scheduler {scheduler!r}; allowed: model, {', '.join(classes)}")
     if "beta_schedule" not in pipeline.scheduler.config:
-        raise ValueError(f"scheduler {scheduler!r} does not fit a model trained with "
-                         f"{type(pipeline.scheduler).__name__}; allowed: model")
+        raise ValueError(
+            f"scheduler {scheduler!r} does not fit a model trained with "
+            f"{type(pipeline.scheduler).__name__}; allowed: model"
+        )
     extra = {"ddim": {"clip_sample": False}, "pndm": {"skip_prk_steps": True}}.get(scheduler, {})
     pipeline.scheduler = getattr(diffusers, classes[scheduler]).from_config(pipeline.scheduler.config, **extra)
 
 
-def plan_images(model: str, weights: str, prompts: Sequence[str], seeds: Sequence[int], sampler: SamplerSection,
-                *, indices: Sequence[int] | None = None) -> list[dict[str, Any]]:
+def plan_images(
+    model: str,
+    weights: str,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampler: SamplerSection,
+    *,
+    indices: Sequence[int] | None = None,
+) -> list[dict[str, Any]]:
     """The manifest of a job before any image exists: one row per prompt and seed.
 
     ``weights`` is :func:`eval.models.model_hash`; ``indices`` are the prompts' places in their set (default 0, 1, ...).
@@ -98,8 +123,17 @@ def plan_images(model: str, weights: str, prompts: Sequence[str], seeds: Sequenc
         for seed in seeds:
             identity = json.dumps([weights, prompt, seed, of_image], sort_keys=True)
             short = hashlib.sha256(identity.encode()).hexdigest()[:10]
-            rows.append({"model": model, "prompt": prompt, "prompt_index": index, "seed": seed,
-                         "file": f"images/{model}/{index:05d}-{seed}-{short}.png", "weights": weights, **settings})
+            rows.append(
+                {
+                    "model": model,
+                    "prompt": prompt,
+                    "prompt_index": index,
+                    "seed": seed,
+                    "file": f"images/{model}/{index:05d}-{seed}-{short}.png",
+                    "weights": weights,
+                    **settings,
+                }
+            )
     return rows
 
 
@@ -111,10 +145,17 @@ def make_missing(pipeline: Any, rows: Sequence[dict[str, Any]], sampler: Sampler
     use_scheduler(pipeline, sampler.scheduler)
     missing = [row for row in rows if not (Path(out_dir) / row["file"]).is_file()]
     for start in range(0, len(missing), sampler.batch_size):
-        batch = missing[start:start + sampler.batch_size]
-        images = generate(pipeline, [row["prompt"] for row in batch], [row["seed"] for row in batch],
-                          num_inference_steps=sampler.num_inference_steps, guidance_scale=sampler.guidance_scale,
-                          negative_prompt=sampler.negative_prompt, height=sampler.height, width=sampler.width)
+        batch = missing[start : start + sampler.batch_size]
+        images = generate(
+            pipeline,
+            [row["prompt"] for row in batch],
+            [row["seed"] for row in batch],
+            num_inference_steps=sampler.num_inference_steps,
+            guidance_scale=sampler.guidance_scale,
+            negative_prompt=sampler.negative_prompt,
+            height=sampler.height,
+            width=sampler.width,
+        )
         for row, image in zip(batch, images, strict=True):
             target = Path(out_dir) / row["file"]
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -130,19 +171,42 @@ def write_manifest(rows: Sequence[dict[str, Any]], out_dir: str | Path) -> Path:
     import pyarrow.parquet as pq
 
     text, whole = pa.string(), pa.int64()
-    schema = pa.schema({"model": text, "prompt": text, "prompt_index": whole, "seed": whole, "file": text,
-                        "weights": text, "scheduler": text, "num_inference_steps": whole,
-                        "guidance_scale": pa.float64(), "negative_prompt": text, "height": whole, "width": whole,
-                        "batch_size": whole, "dtype": text})
+    schema = pa.schema(
+        {
+            "model": text,
+            "prompt": text,
+            "prompt_index": whole,
+            "seed": whole,
+            "file": text,
+            "weights": text,
+            "scheduler": text,
+            "num_inference_steps": whole,
+            "guidance_scale": pa.float64(),
+            "negative_prompt": text,
+            "height": whole,
+            "width": whole,
+            "batch_size": whole,
+            "dtype": text,
+        }
+    )
     path = Path(out_dir) / "manifest.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
     return path
 
 
-def generate_to_folder(model_folder: str | Path, prompts: Sequence[str], seeds: Sequence[int], out_dir: str | Path,
-                       sampler: SamplerSection, *, model: str | None = None, device: str = "cpu",
-                       base: str | Path | None = None, indices: Sequence[int] | None = None) -> Path:
+def generate_to_folder(
+    model_folder: str | Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    out_dir: str | Path,
+    sampler: SamplerSection,
+    *,
+    model: str | None = None,
+    device: str = "cpu",
+    base: str | Path | None = None,
+    indices: Sequence[int] | None = None,
+) -> Path:
     """Draw every prompt with every seed into ``out_dir/images``; returns the path of ``out_dir/manifest.parquet``.
 
     Images already there are kept; if none is missing the model is not even loaded. ``indices`` as in

@@ -12,8 +12,13 @@ PROVENANCE = "provenance.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def load_pipeline(folder: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32",
-                  *, base: str | Path | None = None) -> Any:
+def load_pipeline(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    *,
+    base: str | Path | None = None,
+) -> Any:
     """A diffusers pipeline ready to generate: on ``device`` in ``dtype``, no safety checker, no progress bars.
 
     ``folder`` is a diffusers folder, a hub id, or a LoRA folder (``pytorch_lora_weights.safetensors`` beside a
@@ -46,8 +51,10 @@ def base_model(folder: str | Path) -> str:
     """The model a LoRA folder belongs on, read from its ``provenance.json``."""
     path = Path(folder) / PROVENANCE
     if not path.is_file():
-        raise ValueError(f"LoRA folder {str(folder)!r} has no {PROVENANCE}, so its base model is unknown; "
-                         "give the base model or export the run again")
+        raise ValueError(
+            f"LoRA folder {str(folder)!r} has no {PROVENANCE}, so its base model is unknown; "
+            "give the base model or export the run again"
+        )
     named = json.loads(path.read_text()).get("base_model")
     if not named:
         raise ValueError(f"{path} does not name its base model (key 'base_model')")
@@ -83,8 +90,9 @@ def _load_full(name: str, dtype: torch.dtype) -> Any:
 
     path = Path(name)
     if path.is_dir() and not (path / "model_index.json").is_file():
-        raise ValueError(f"no model in {name!r}: a diffusers folder has a model_index.json, "
-                         f"a LoRA folder a {LORA_FILE}")
+        raise ValueError(
+            f"no model in {name!r}: a diffusers folder has a model_index.json, a LoRA folder a {LORA_FILE}"
+        )
     if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
         raise ValueError(f"no model folder {name!r}; give an existing diffusers folder or a hub id 'owner/name'")
     diffusers_logging.disable_progress_bar()

@@ -23,10 +23,22 @@ CURVES = {"train/loss": "loss", "train/implicit_accuracy": "implicit accuracy", 
 WIDTH = 10.0
 """Inches: the width of the page's column, so that the text of the plots has the size of its notes."""
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 10, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
-    "ytick.color": INK, "axes.titlecolor": INK, "axes.titlesize": 10, "axes.titlelocation": "left", "grid.color": INK,
-    "grid.alpha": 0.12, "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "grid.color": INK,
+    "grid.alpha": 0.12,
+    "legend.frameon": False,
 }
 
 
@@ -59,9 +71,16 @@ def forest(comparison: Comparison) -> str:
                 found = [d for d in comparison.differences if d.model == name and d.metric == metric.key]
                 if found:
                     y, d = len(labels), found[0]
-                    axis.errorbar(d.delta * scale, y, xerr=[[(d.delta - d.low) * scale], [(d.high - d.delta) * scale]],
-                                  fmt="o", mfc=None if metric.primary else "none",
-                                  color=COLOURS[comparison.models.index(name) % len(COLOURS)], capsize=3, ms=6)
+                    axis.errorbar(
+                        d.delta * scale,
+                        y,
+                        xerr=[[(d.delta - d.low) * scale], [(d.high - d.delta) * scale]],
+                        fmt="o",
+                        mfc=None if metric.primary else "none",
+                        color=COLOURS[comparison.models.index(name) % len(COLOURS)],
+                        capsize=3,
+                        ms=6,
+                    )
                     labels.append(metric.column if len(rivals) == 1 else f"{metric.column}: {name}")
         axis.axvline(0, color=INK, lw=1, alpha=0.5)
         axis.set_yticks(range(len(labels)), labels)
@@ -85,8 +104,15 @@ def group_bars(comparison: Comparison, group: str) -> str:
         places = [values.index(value) - 0.4 + thick * (i + 0.5) for value in mine]
         means = np.array([row.mean for row in mine.values()]) * scale
         ends = np.array([[row.low for row in mine.values()], [row.high for row in mine.values()]]) * scale
-        axis.barh(places, means, thick * 0.92, color=COLOURS[i % len(COLOURS)], label=name,
-                  xerr=np.abs(ends - means), error_kw={"ecolor": INK, "alpha": 0.6, "lw": 1})
+        axis.barh(
+            places,
+            means,
+            thick * 0.92,
+            color=COLOURS[i % len(COLOURS)],
+            label=name,
+            xerr=np.abs(ends - means),
+            error_kw={"ecolor": INK, "alpha": 0.6, "lw": 1},
+        )
     counts = {row.value: row.prompts for row in rows}
     axis.set_yticks(range(len(values)), [f"{value} ({counts[value]})" for value in values])
     axis.invert_yaxis()
@@ -131,9 +157,11 @@ def sweep_plot(rows: Sequence[Mapping[str, Any]]) -> str | None:
     columns = list(rows[0])
     score = "delta" if "delta" in columns else columns[-1]
     usable = [row for row in rows if _is_number(row.get(score))]
-    names = [name for name in columns[:columns.index(score)] if all(_is_number(row.get(name)) for row in usable)]
-    names = sorted((name for name in names if len({row[name] for row in usable}) > 1),
-                   key=lambda name: -len({row[name] for row in usable}))[:2]
+    names = [name for name in columns[: columns.index(score)] if all(_is_number(row.get(name)) for row in usable)]
+    names = sorted(
+        (name for name in names if len({row[name] for row in usable}) > 1),
+        key=lambda name: -len({row[name] for row in usable}),
+    )[:2]
     if not names or len(usable) < 2:
         return None
     figure, (axis,) = _figure(WIDTH, 3.8, 1)
@@ -157,8 +185,9 @@ def sweep_plot(rows: Sequence[Mapping[str, Any]]) -> str | None:
     return _svg(figure)
 
 
-def _figure(width: float, height: float, panels: int, ratios: Sequence[float] | None = None, *,
-            across: bool = False) -> tuple[Any, list[Any]]:
+def _figure(
+    width: float, height: float, panels: int, ratios: Sequence[float] | None = None, *, across: bool = False
+) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -171,7 +200,7 @@ def _svg(figure: Any) -> str:
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
-    return text[text.index("<svg"):].replace(INK, "currentColor").replace("<svg ", '<svg aria-hidden="true" ', 1)
+    return text[text.index("<svg") :].replace(INK, "currentColor").replace("<svg ", '<svg aria-hidden="true" ', 1)
 
 
 def _label(metric: Metric) -> str:

@@ -26,9 +26,15 @@ class Reproduce:
     """The resolved config, YAML."""
 
 
-def write_report(out_dir: str | Path, comparison: Comparison, *, title: str,
-                 training_curves: str | Path | Mapping[str, str | Path] | None = None,
-                 sweep: Sequence[Mapping[str, Any]] | None = None, reproduce: Reproduce | None = None) -> Path:
+def write_report(
+    out_dir: str | Path,
+    comparison: Comparison,
+    *,
+    title: str,
+    training_curves: str | Path | Mapping[str, str | Path] | None = None,
+    sweep: Sequence[Mapping[str, Any]] | None = None,
+    reproduce: Reproduce | None = None,
+) -> Path:
     """Write ``report.json`` and ``report.html`` into ``out_dir``, where the comparison's images are; returns the page.
 
     ``training_curves``: a metrics.jsonl, or label -> metrics.jsonl for several. ``sweep``: one dict per trial, the same
@@ -38,18 +44,36 @@ def write_report(out_dir: str | Path, comparison: Comparison, *, title: str,
     reproduce = reproduce or Reproduce()
     curves = {} if training_curves is None else training_curves
     files = curves if isinstance(curves, Mapping) else {"training": curves}
-    verdicts = [verdict(d, comparison.headline, comparison.baseline) for d in comparison.differences
-                if d.metric == comparison.headline.key]
+    verdicts = [
+        verdict(d, comparison.headline, comparison.baseline)
+        for d in comparison.differences
+        if d.metric == comparison.headline.key
+    ]
     grids = galleries(comparison, out_dir)
-    facts = {"title": title, "summary": verdicts, **comparison.numbers(), "versions": versions(),
-             "sweep": [dict(row) for row in sweep or []],
-             "reproduce": {"commands": reproduce.commands, "config": reproduce.config},
-             "shown": {name: [[row.prompt, row.seed] for row in rows] for name, _, rows in grids}}
+    facts = {
+        "title": title,
+        "summary": verdicts,
+        **comparison.numbers(),
+        "versions": versions(),
+        "sweep": [dict(row) for row in sweep or []],
+        "reproduce": {"commands": reproduce.commands, "config": reproduce.config},
+        "shown": {name: [[row.prompt, row.seed] for row in rows] for name, _, rows in grids},
+    }
     (out_dir / "report.json").write_text(json.dumps(facts, indent=1, allow_nan=False, default=str), "utf-8")
     page = out_dir / "report.html"
-    page.write_text(_render(comparison, title=title, verdicts=verdicts, grids=grids, reproduce=reproduce,
-                            curves=plots.training_curves(files), sweep=list(sweep or []),
-                            sweep_plot=plots.sweep_plot(sweep or [])), "utf-8")
+    page.write_text(
+        _render(
+            comparison,
+            title=title,
+            verdicts=verdicts,
+            grids=grids,
+            reproduce=reproduce,
+            curves=plots.training_curves(files),
+            sweep=list(sweep or []),
+            sweep_plot=plots.sweep_plot(sweep or []),
+        ),
+        "utf-8",
+    )
     return page
 
 
@@ -61,8 +85,13 @@ def verdict(difference: Difference, metric: Metric, baseline: str) -> str:
     if (d.p if d.p_holm is None else d.p_holm) < ALPHA:
         better = (d.delta > 0) == metric.higher_is_better
         return f"{d.model} {'beats' if better else 'is worse than'} {baseline} on {name}: {numbers}, {rate}."
-    told = "" if d.minimum_detectable is None else (
-        f" A difference of {amount(d.minimum_detectable, metric).lstrip('+')} would show in four of five such runs.")
+    told = (
+        ""
+        if d.minimum_detectable is None
+        else (
+            f" A difference of {amount(d.minimum_detectable, metric).lstrip('+')} would show in four of five such runs."
+        )
+    )
     return f"No difference shown between {d.model} and {baseline} on {name}: {numbers}, {rate}.{told}"
 
 
@@ -94,19 +123,31 @@ def versions() -> dict[str, str]:
 def _render(comparison: Comparison, **parts: Any) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     metrics = {metric.key: metric for metric in comparison.metrics}
     helpers = {"amount": amount, "level": level, "p_text": p_text, "cell": _cell}
     groups = list(dict.fromkeys(row.group for row in comparison.groups))
     return environment.get_template("report.html.j2").render(
-        comparison=comparison, metrics=metrics, forest=plots.forest(comparison),
-        groups=[(group, plots.group_bars(comparison, group)) for group in groups], alpha=ALPHA,
+        comparison=comparison,
+        metrics=metrics,
+        forest=plots.forest(comparison),
+        groups=[(group, plots.group_bars(comparison, group)) for group in groups],
+        alpha=ALPHA,
         prompts=len({row["prompt_index"] for row in comparison.scores}),
-        images=len({(row["model"], row["file"]) for row in comparison.scores}), versions=versions(),
+        images=len({(row["model"], row["file"]) for row in comparison.scores}),
+        versions=versions(),
         levels={(row.model, row.metric): row for row in comparison.levels},
         tested={(row.model, row.metric): row for row in comparison.differences},
-        colours=dict(zip(comparison.models, plots.COLOURS * len(comparison.models), strict=False)), **parts, **helpers)
+        colours=dict(zip(comparison.models, plots.COLOURS * len(comparison.models), strict=False)),
+        **parts,
+        **helpers,
+    )
 
 
 def _cell(value: Any) -> str:

@@ -11,13 +11,24 @@ from PIL import Image
 
 from eval.scorers.base import ScoreFunction, Scorer
 
-SCHEMA = pa.schema({"model": pa.string(), "prompt": pa.string(), "prompt_index": pa.int64(), "seed": pa.int64(),
-                    "file": pa.string(), "blank": pa.bool_(), "scorer": pa.string(), "column": pa.string(),
-                    "score": pa.float64()})
+SCHEMA = pa.schema(
+    {
+        "model": pa.string(),
+        "prompt": pa.string(),
+        "prompt_index": pa.int64(),
+        "seed": pa.int64(),
+        "file": pa.string(),
+        "blank": pa.bool_(),
+        "scorer": pa.string(),
+        "column": pa.string(),
+        "score": pa.float64(),
+    }
+)
 
 
-def score_images(rows: Sequence[dict[str, Any]], folder: str | Path, scorer: Scorer, score: ScoreFunction,
-                 *, batch_size: int = 16) -> list[dict[str, Any]]:
+def score_images(
+    rows: Sequence[dict[str, Any]], folder: str | Path, scorer: Scorer, score: ScoreFunction, *, batch_size: int = 16
+) -> list[dict[str, Any]]:
     """Score the images of manifest ``rows`` (their files lie under ``folder``) with the loaded ``scorer``.
 
     ``blank`` marks an image of one single colour: a failed or censored generation, which gets scores all the same.
@@ -26,7 +37,7 @@ def score_images(rows: Sequence[dict[str, Any]], folder: str | Path, scorer: Sco
     """
     scored = []
     for start in range(0, len(rows), batch_size):
-        batch = rows[start:start + batch_size]
+        batch = rows[start : start + batch_size]
         images = []
         for row in batch:
             with Image.open(Path(folder) / row["file"]) as image:
@@ -35,12 +46,16 @@ def score_images(rows: Sequence[dict[str, Any]], folder: str | Path, scorer: Sco
         for row, image, result in zip(batch, images, results, strict=True):
             bad = [name for name, value in result.items() if math.isinf(value)]
             if set(result) != set(scorer.columns) or bad:
-                raise ValueError(f"scorer {scorer.label!r} gave {result} for {row['file']}; allowed: finite numbers or "
-                                 f"NaN for {', '.join(scorer.columns)}")
+                raise ValueError(
+                    f"scorer {scorer.label!r} gave {result} for {row['file']}; allowed: finite numbers or "
+                    f"NaN for {', '.join(scorer.columns)}"
+                )
             kept = {name: row[name] for name in ("model", "prompt", "prompt_index", "seed", "file")}
             kept["blank"] = all(low == high for low, high in image.getextrema())
-            scored += [{**kept, "scorer": scorer.label, "column": column, "score": float(value)}
-                       for column, value in result.items()]
+            scored += [
+                {**kept, "scorer": scorer.label, "column": column, "score": float(value)}
+                for column, value in result.items()
+            ]
     return scored
 
 

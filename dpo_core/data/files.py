@@ -50,14 +50,13 @@ def open_parquet(file: str) -> pq.ParquetFile:
         raise ValueError(f"{file} cannot be read as parquet (missing, truncated or another format): {error}") from error
 
 
-def read_row_group(file: str, row_group: int, columns: Sequence[str]) -> pa.Table:
-    """Columns of one row group, those of ``columns`` that the file has. Raises ValueError when the file is damaged."""
-    with open_parquet(file) as parquet:
-        present = [name for name in columns if name in parquet.schema_arrow.names]
-        try:
-            return parquet.read_row_group(row_group, columns=present, use_threads=False)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ValueError(f"row group {row_group} of {file} cannot be read: {error}") from error
+def read_row_group(parquet: pq.ParquetFile, file: str, row_group: int, columns: Sequence[str]) -> pa.Table:
+    """Columns of one row group of the open ``file``: those of ``columns`` that it has. Raises ValueError for damage."""
+    present = [name for name in columns if name in parquet.schema_arrow.names]
+    try:
+        return parquet.read_row_group(row_group, columns=present, use_threads=False)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"row group {row_group} of {file} cannot be read: {error}") from error
 
 
 def _expand(path: str) -> list[str]:

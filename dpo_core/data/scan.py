@@ -47,14 +47,14 @@ def scan_rows(found: list[str], *, per_image_captions: bool) -> Scan:
 
 def _cheap_columns(file: str, per_image_captions: bool) -> Iterator[tuple[RowGroup, pa.Table]]:
     captions = schema.caption_columns(per_image_captions)
+    columns = (*captions, *schema.LABELS, "has_label", "ranking_id")
+    first_row = 0
     with files.open_parquet(file) as parquet:
         schema.check_columns(parquet.schema_arrow, file, per_image=per_image_captions)
-        counts = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
-    first_row = 0
-    for index, count in enumerate(counts):
-        table = files.read_row_group(file, index, (*captions, *schema.LABELS, "has_label", "ranking_id"))
-        yield RowGroup(file, index, first_row), table
-        first_row += count
+        for index in range(parquet.num_row_groups):
+            table = files.read_row_group(parquet, file, index, columns)
+            yield RowGroup(file, index, first_row), table
+            first_row += len(table)
 
 
 def _judge(table: pa.Table, per_image_captions: bool) -> list[Verdict]:

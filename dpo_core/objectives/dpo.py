@@ -23,8 +23,10 @@ class DPO(Objective):
     """Strength of the pull towards the reference; larger stays closer to it."""
 
     sft_weight: float = Field(default=0.0, ge=0)
-    """Weight of the chosen image's own denoising error, added to the loss (the NLL term of arXiv 2404.19733): it keeps
-    that error from rising while the margin grows. Its gradient weighs as much as DPO's at step 0 when it is beta / 4."""
+    """Weight of the chosen image's own denoising error, added to the loss (the NLL term of arXiv 2404.19733).
+
+    It keeps that error from rising while the margin grows; at beta / 4 its gradient weighs as much as DPO's at step 0.
+    """
 
     needs_reference: ClassVar[bool] = True
     needs_rejected: ClassVar[bool] = True

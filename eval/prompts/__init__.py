@@ -60,8 +60,10 @@ def _find(name: str) -> Path:
         return next(FOLDER / (name + suffix) for suffix in SUFFIXES if (FOLDER / (name + suffix)).is_file())
     path = Path(name)
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"unknown prompt set {name!r}; allowed: {', '.join(prompt_sets())}, "
-                         f"or a file ending in {', '.join(SUFFIXES)}")
+        raise ValueError(
+            f"unknown prompt set {name!r}; allowed: {', '.join(prompt_sets())}, "
+            f"or a file ending in {', '.join(SUFFIXES)}"
+        )
     if not path.is_file():
         raise ValueError(f"no prompt file {name!r}")
     return path
@@ -85,6 +87,8 @@ def _read(file: Path) -> Iterable[tuple[str, dict[str, str]]]:
 def _row(row: dict[str, Any], file: Path) -> tuple[str, dict[str, str]]:
     column = next((name for name in TEXT_COLUMNS if row.get(name) is not None), None)
     if column is None:
-        raise ValueError(f"{file}: a row has no prompt; its columns are {', '.join(row) or 'none'}, "
-                         f"allowed: {', '.join(TEXT_COLUMNS)}")
+        raise ValueError(
+            f"{file}: a row has no prompt; its columns are {', '.join(row) or 'none'}, "
+            f"allowed: {', '.join(TEXT_COLUMNS)}"
+        )
     return str(row[column]).strip(), {tag: str(row[name]) for name, tag in TAG_COLUMNS.items() if row.get(name)}

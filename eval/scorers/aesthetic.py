@@ -39,8 +39,10 @@ class Aesthetic(Scorer):
         tower = tower.to(device).eval()  # pyright: ignore[reportArgumentType]
         weight, bias = (part.to(device) for part in load_head(self.head))
         if tower.config.projection_dim != len(weight):
-            raise ValueError(f"aesthetic scorer: {self.clip!r} embeds in {tower.config.projection_dim} dimensions, "
-                             f"the head needs {len(weight)}")
+            raise ValueError(
+                f"aesthetic scorer: {self.clip!r} embeds in {tower.config.projection_dim} dimensions, "
+                f"the head needs {len(weight)}"
+            )
         size = int(tower.config.image_size)  # pyright: ignore[reportArgumentType]
 
         @torch.inference_mode()
@@ -73,8 +75,9 @@ def load_head(path: str | Path | None = None) -> tuple[torch.Tensor, torch.Tenso
         return state["weight"], state["bias"]
     layers = sorted({int(key.split(".")[1]) for key in state if key.startswith("layers.")})
     if not layers or len(state) != 2 * len(layers):
-        raise ValueError(f"aesthetic scorer: {str(file)!r} is not such a head: its tensors are "
-                         f"{', '.join(sorted(state))}")
+        raise ValueError(
+            f"aesthetic scorer: {str(file)!r} is not such a head: its tensors are {', '.join(sorted(state))}"
+        )
     weight = torch.eye(state[f"layers.{layers[0]}.weight"].shape[1], dtype=torch.float64)
     bias = torch.zeros(weight.shape[0], dtype=torch.float64)
     for layer in layers:

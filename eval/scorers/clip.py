@@ -30,11 +30,15 @@ class CLIPScore(Scorer):
 
         carried = self.model.startswith(("hf-hub:", "local-dir:"))
         if carried == (self.weights is not None):
-            raise ValueError(f"clip scorer: model {self.model!r} with weights {self.weights!r}; allowed: an "
-                             "architecture with weights, or hf-hub:/local-dir: with weights null")
+            raise ValueError(
+                f"clip scorer: model {self.model!r} with weights {self.weights!r}; allowed: an "
+                "architecture with weights, or hf-hub:/local-dir: with weights null"
+            )
         if self.weights == "openai" and not self.model.endswith("-quickgelu"):
-            raise ValueError(f"clip scorer: OpenAI's weights need QuickGELU, {self.model!r} has another activation; "
-                             f"allowed: {self.model}-quickgelu")
+            raise ValueError(
+                f"clip scorer: OpenAI's weights need QuickGELU, {self.model!r} has another activation; "
+                f"allowed: {self.model}-quickgelu"
+            )
         try:
             network, _, transform = open_clip.create_model_and_transforms(self.model, self.weights, device=device)
             tokenizer = open_clip.get_tokenizer(self.model)

@@ -7,16 +7,29 @@ from eval.plan import ComparisonPlan
 from eval.prompts import Prompt
 
 NAN = float("nan")
-PLAN = ComparisonPlan.model_validate({
-    "models": {"base": "a", "dpo": "b"}, "images_per_prompt": 2, "scorers": [{"kind": "aesthetic"}]})
+PLAN = ComparisonPlan.model_validate(
+    {"models": {"base": "a", "dpo": "b"}, "images_per_prompt": 2, "scorers": [{"kind": "aesthetic"}]}
+)
 
 
 def rows(**scores: list[list[float]]) -> list[dict]:
     """Scores per model, [prompt][seed]."""
     return [
-        {"model": model, "prompt": f"p{i}", "prompt_index": i, "seed": seed, "file": f"{model}{i}{seed}",
-         "blank": score == 0.5, "scorer": "aesthetic", "column": "aesthetic", "score": score}
-        for model, table in scores.items() for i, prompt in enumerate(table) for seed, score in enumerate(prompt)]
+        {
+            "model": model,
+            "prompt": f"p{i}",
+            "prompt_index": i,
+            "seed": seed,
+            "file": f"{model}{i}{seed}",
+            "blank": score == 0.5,
+            "scorer": "aesthetic",
+            "column": "aesthetic",
+            "score": score,
+        }
+        for model, table in scores.items()
+        for i, prompt in enumerate(table)
+        for seed, score in enumerate(prompt)
+    ]
 
 
 def test_deltas_are_averaged_within_a_prompt_before_anything_else():
@@ -62,7 +75,9 @@ def test_groups_come_from_the_prompts_and_small_ones_are_left_out():
     prompts = [Prompt(i, f"p{i}", {"category": "many" if i < 6 else "few"}) for i in range(8)]
     comparison = compare_scores(PLAN, rows(base=[[0, 0]] * 8, dpo=[[1, 1]] * 8), prompts)
     assert [(g.group, g.value, g.model, g.prompts, g.mean) for g in comparison.groups] == [
-        ("category", "many", "base", 6, 0.0), ("category", "many", "dpo", 6, 1.0)]
+        ("category", "many", "base", 6, 0.0),
+        ("category", "many", "dpo", 6, 1.0),
+    ]
 
 
 def test_blank_images_are_counted_and_the_numbers_are_json():

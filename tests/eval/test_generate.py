@@ -44,8 +44,7 @@ def test_the_start_noise_is_bit_equal_in_any_batch():
 
 
 def test_prompt_and_seed_both_change_the_image(tiny):
-    one, other_seed, other_prompt, same = pixels(
-        generate(tiny, ["a", "a", "b", "a"], [0, 1, 0, 0], **FAST))
+    one, other_seed, other_prompt, same = pixels(generate(tiny, ["a", "a", "b", "a"], [0, 1, 0, 0], **FAST))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other_seed)
     assert not np.array_equal(one, other_prompt)
@@ -58,11 +57,11 @@ def test_no_prompts_give_no_images_and_missing_seeds_are_refused(tiny):
 
 
 def test_negative_prompt_and_size_reach_the_pipeline(tiny):
-    plain, = generate(tiny, ["a"], [0], **FAST)
-    negative, = generate(tiny, ["a"], [0], negative_prompt="zzz", height=64, width=40, **FAST)
+    (plain,) = generate(tiny, ["a"], [0], **FAST)
+    (negative,) = generate(tiny, ["a"], [0], negative_prompt="zzz", height=64, width=40, **FAST)
     assert plain.size == (16, 16)
     assert negative.size == (40, 64)
-    other, = generate(tiny, ["a"], [0], negative_prompt="zzz", **FAST)
+    (other,) = generate(tiny, ["a"], [0], negative_prompt="zzz", **FAST)
     assert not np.array_equal(pixels([plain]), pixels([other]))
 
 
@@ -78,7 +77,11 @@ def test_manifest_has_a_row_for_every_prompt_and_seed(tiny_folder, tmp_path):
     manifest = generate_to_folder(tiny_folder, ["a", "b"], [7, 8], tmp_path, sampler, model="base")
     rows = pq.read_table(manifest).to_pylist()
     assert [(row["model"], row["prompt"], row["prompt_index"], row["seed"]) for row in rows] == [
-        ("base", "a", 0, 7), ("base", "a", 0, 8), ("base", "b", 1, 7), ("base", "b", 1, 8)]
+        ("base", "a", 0, 7),
+        ("base", "a", 0, 8),
+        ("base", "b", 1, 7),
+        ("base", "b", 1, 8),
+    ]
     assert all(Image.open(tmp_path / row["file"]).size == (16, 16) for row in rows)
     assert rows[0]["num_inference_steps"] == 2
     assert rows[0]["guidance_scale"] == 7.5

@@ -10,14 +10,17 @@ def test_seeds_count_up_from_the_first():
     assert ComparisonPlan.model_validate(GOOD | {"images_per_prompt": 3, "seed": 5}).seeds == [5, 6, 7]
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"baseline": "bsae"}, "baseline 'bsae' is not one of the models; allowed: base, dpo"),
-    ({"models": {"base": "a", "../x": "b"}}, "'../x' becomes a folder name"),
-    ({"models": {}}, "at least 1"),
-    ({"scorers": [{"kind": "aesthetic"}, {"kind": "aesthetic", "head": "x"}]}, "aesthetic is there twice"),
-    ({"scorers": []}, "at least 1"),
-    ({"scorers": [{"kind": "beauty"}]}, "'beauty'"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"baseline": "bsae"}, "baseline 'bsae' is not one of the models; allowed: base, dpo"),
+        ({"models": {"base": "a", "../x": "b"}}, "'../x' becomes a folder name"),
+        ({"models": {}}, "at least 1"),
+        ({"scorers": [{"kind": "aesthetic"}, {"kind": "aesthetic", "head": "x"}]}, "aesthetic is there twice"),
+        ({"scorers": []}, "at least 1"),
+        ({"scorers": [{"kind": "beauty"}]}, "'beauty'"),
+    ],
+)
 def test_a_plan_that_does_not_fit_together_is_refused(change, message):
     with pytest.raises(ValidationError) as error:
         ComparisonPlan.model_validate(GOOD | change)

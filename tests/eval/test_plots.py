@@ -20,8 +20,10 @@ def test_a_run_without_curves_gives_no_plot(tmp_path):
 
 
 def test_a_sweep_is_plotted_over_the_settings_left_of_delta():
-    rows = [{"trial": f"t{i}", "lr": lr, "beta": 500, "delta": 0.1 * i, "win_rate": 0.5 + i}
-            for i, lr in enumerate((1e-5, 1e-4, 1e-3))]
+    rows = [
+        {"trial": f"t{i}", "lr": lr, "beta": 500, "delta": 0.1 * i, "win_rate": 0.5 + i}
+        for i, lr in enumerate((1e-5, 1e-4, 1e-3))
+    ]
     svg = sweep_plot(rows)
     assert svg is not None
     assert ">lr<" in svg

@@ -57,8 +57,11 @@ def test_an_unknown_set_names_those_there_are():
 def test_bad_limits_missing_files_and_files_without_prompts_are_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "other.jsonl").write_text('{"url": "x"}\n')
-    for name, limit, message in (("drawbench", 0, "limit of prompts is 0"), ("no/such.txt", None, "no prompt file"),
-                                 (str(tmp_path / "empty.txt"), None, "is empty"),
-                                 (str(tmp_path / "other.jsonl"), None, "its columns are url")):
+    for name, limit, message in (
+        ("drawbench", 0, "limit of prompts is 0"),
+        ("no/such.txt", None, "no prompt file"),
+        (str(tmp_path / "empty.txt"), None, "is empty"),
+        (str(tmp_path / "other.jsonl"), None, "its columns are url"),
+    ):
         with pytest.raises(ValueError, match=message):
             load_prompts(name, limit)

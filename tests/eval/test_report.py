@@ -16,14 +16,31 @@ from eval.prompts import Prompt
 from eval.report import Reproduce, verdict, write_report
 
 SHARE = Metric("shapes", "correct", "all as asked", True, True, True)
-PLAN = ComparisonPlan.model_validate({
-    "models": {"base": "a", "dpo": "b"}, "scorers": [{"kind": "shapes"}], "prompts": "<b>prompts</b>"})
+PLAN = ComparisonPlan.model_validate(
+    {"models": {"base": "a", "dpo": "b"}, "scorers": [{"kind": "shapes"}], "prompts": "<b>prompts</b>"}
+)
 
 
 def difference(**changes) -> Difference:
-    facts = {"model": "dpo", "metric": "shapes/correct", "prompts": 144, "images": 144, "delta": 0.123, "low": 0.081,
-             "high": 0.164, "effect_size": 0.5, "win_rate": 0.61, "win_low": 0.57, "win_high": 0.65, "wins": 40,
-             "ties": 95, "losses": 9, "p": 0.0004, "p_holm": 0.0004, "minimum_detectable": 0.06}
+    facts = {
+        "model": "dpo",
+        "metric": "shapes/correct",
+        "prompts": 144,
+        "images": 144,
+        "delta": 0.123,
+        "low": 0.081,
+        "high": 0.164,
+        "effect_size": 0.5,
+        "win_rate": 0.61,
+        "win_low": 0.57,
+        "win_high": 0.65,
+        "wins": 40,
+        "ties": 95,
+        "losses": 9,
+        "p": 0.0004,
+        "p_holm": 0.0004,
+        "minimum_detectable": 0.06,
+    }
     return Difference(**facts | changes)
 
 
@@ -38,8 +55,15 @@ def make_comparison(folder, wins=6, prompts=10, size=(64, 64)):
             i = row["prompt_index"]
             right = float(i < wins) if model == "dpo" else float(i == prompts - 1)
             for column in PLAN.scorers[0].columns:
-                scores.append({"scorer": "shapes", "column": column, "blank": False, "score": right,
-                               **{key: row[key] for key in ("model", "prompt", "prompt_index", "seed", "file")}})
+                scores.append(
+                    {
+                        "scorer": "shapes",
+                        "column": column,
+                        "blank": False,
+                        "score": right,
+                        **{key: row[key] for key in ("model", "prompt", "prompt_index", "seed", "file")},
+                    }
+                )
     plan = PLAN.model_copy(update={"scorers": [PLAN.scorers[0].model_copy()]})
     return compare_scores(plan, scores, [], {"base": "1234", "dpo": "5678"})
 
@@ -66,10 +90,18 @@ def written(tmp_path_factory):
     comparison = make_comparison(folder)
     lines = [json.dumps({"step": i, "time": 0, "train/loss": 0.7 - 0.01 * i}) for i in range(20)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 20, "tra')
-    sweep = [{"trial": "a", "optim.lr": 1e-5, "delta": 0.1, "win_rate": 0.5},
-             {"trial": "b", "optim.lr": 1e-4, "delta": 0.2, "win_rate": 0.6}]
-    page = write_report(folder, comparison, title="Does <it> help?", training_curves=folder / "metrics.jsonl",
-                        sweep=sweep, reproduce=Reproduce(["palate evaluate"], "models: {}"))
+    sweep = [
+        {"trial": "a", "optim.lr": 1e-5, "delta": 0.1, "win_rate": 0.5},
+        {"trial": "b", "optim.lr": 1e-4, "delta": 0.2, "win_rate": 0.6},
+    ]
+    page = write_report(
+        folder,
+        comparison,
+        title="Does <it> help?",
+        training_curves=folder / "metrics.jsonl",
+        sweep=sweep,
+        reproduce=Reproduce(["palate evaluate"], "models: {}"),
+    )
     return folder, comparison, page.read_text("utf-8")
 
 
@@ -92,8 +124,16 @@ def test_text_from_outside_is_escaped(written):
 
 
 def test_every_section_is_there(written):
-    for heading in ("Results", "How much, and how sure", "A random sample", "Most improved", "Most worsened",
-                    "Training", "Search", "How to reproduce"):
+    for heading in (
+        "Results",
+        "How much, and how sure",
+        "A random sample",
+        "Most improved",
+        "Most worsened",
+        "Training",
+        "Search",
+        "How to reproduce",
+    ):
         assert f">{heading}</h" in written[2]
     assert "palate evaluate" in written[2]
     assert "5678" in written[2]
@@ -138,7 +178,8 @@ def test_a_report_of_large_images_stays_below_five_megabytes(tmp_path):
 def test_the_verdict_is_a_plain_sentence():
     assert verdict(difference(), SHARE, "base") == (
         "dpo beats base on shapes/correct: +12.3 points [+8.1, +16.4], wins 61% [57%, 65%] of 144 prompts "
-        "(ties count half).")
+        "(ties count half)."
+    )
     assert verdict(difference(delta=-0.1, low=-0.2, high=-0.05), SHARE, "base").startswith("dpo is worse than base on")
 
 

@@ -17,8 +17,10 @@ class Redness(Scorer):
 
     def load(self, device="cpu"):
         def score(images, prompts):
-            return [{"red": float(np.asarray(image)[..., 0].mean()), "words": float(len(prompt.split()))}
-                    for image, prompt in zip(images, prompts, strict=True)]
+            return [
+                {"red": float(np.asarray(image)[..., 0].mean()), "words": float(len(prompt.split()))}
+                for image, prompt in zip(images, prompts, strict=True)
+            ]
 
         return score
 
@@ -37,7 +39,11 @@ def folder(tmp_path):
 def test_every_image_and_column_gets_a_row(folder):
     rows = pq.read_table(score_folder(folder, [Redness()])).to_pylist()
     assert [(row["prompt"], row["scorer"], row["column"]) for row in rows] == [
-        ("a b", "redness", "red"), ("a b", "redness", "words"), ("c", "redness", "red"), ("c", "redness", "words")]
+        ("a b", "redness", "red"),
+        ("a b", "redness", "words"),
+        ("c", "redness", "red"),
+        ("c", "redness", "words"),
+    ]
     assert rows[0]["score"] == 200.0
     assert rows[1]["score"] == 2.0
     assert [row["blank"] for row in rows] == [True, True, False, False]
@@ -55,5 +61,6 @@ def test_a_scorer_that_gives_other_columns_is_refused(folder):
     with pytest.raises(ValueError, match="allowed: finite numbers or NaN for red, words"):
         score_images(manifest, folder, Redness(), lambda images, prompts: [{"red": 1.0}] * len(images))
     with pytest.raises(ValueError, match="'redness' gave"):
-        score_images(manifest, folder, Redness(),
-                     lambda images, prompts: [{"red": float("inf"), "words": 1.0}] * len(images))
+        score_images(
+            manifest, folder, Redness(), lambda images, prompts: [{"red": float("inf"), "words": 1.0}] * len(images)
+        )

@@ -23,10 +23,18 @@ SAMPLER = SamplerSection(num_inference_steps=1, guidance_scale=1.0, batch_size=4
 def job(tmp_path_factory) -> EvaluateJob:
     folder = tmp_path_factory.mktemp("evaluate")
     models = {name: str(make_tiny_sd(folder / name, seed=seed)) for seed, name in enumerate(("base", "dpo"))}
-    return EvaluateJob.model_validate({
-        "models": models, "limit": 6, "images_per_prompt": 2, "sampler": SAMPLER, "scorers": [Shapes()],
-        "out": str(folder / "out"), "tasks": {"images_per_task": 5, "cpus_per_task": 0.5},
-        "tracking": TrackingSection(enabled=False)})
+    return EvaluateJob.model_validate(
+        {
+            "models": models,
+            "limit": 6,
+            "images_per_prompt": 2,
+            "sampler": SAMPLER,
+            "scorers": [Shapes()],
+            "out": str(folder / "out"),
+            "tasks": {"images_per_task": 5, "cpus_per_task": 0.5},
+            "tracking": TrackingSection(enabled=False),
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +59,14 @@ def test_a_comparison_leaves_every_image_and_score(job, comparison):
 def test_images_of_many_tasks_equal_those_of_one_process(job, comparison, tmp_path):
     prompts = load_prompt_set(job.prompts, job.limit)
     manifest = generate_to_folder(
-        job.models["dpo"], [prompt.text for prompt in prompts], job.seeds, tmp_path, SAMPLER, model="dpo",
-        indices=[prompt.index for prompt in prompts])
+        job.models["dpo"],
+        [prompt.text for prompt in prompts],
+        job.seeds,
+        tmp_path,
+        SAMPLER,
+        model="dpo",
+        indices=[prompt.index for prompt in prompts],
+    )
     for row in pq.read_table(manifest).to_pylist():
         files = tmp_path / row["file"], Path(job.out) / row["file"]
         alone, spread = (np.asarray(Image.open(file)).astype(int) for file in files)

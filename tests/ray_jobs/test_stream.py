@@ -1,5 +1,6 @@
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,12 +57,12 @@ def test_each_of_two_ranks_resumes_in_the_middle_bit_for_bit(ray_cluster, plan, 
 def test_reading_goes_on_beside_workers_that_hold_most_cpus(ray_cluster, plan):
     import ray
 
-    @ray.remote(num_cpus=0.8)
     class Worker:
         def run(self) -> int:
             return len(take(ray_step_batches(Plan.build(SECTION), SECTION, **STEP, stop_step=2), 2))
 
-    workers = [Worker.remote(), Worker.remote()]
+    Remote: Any = ray.remote(num_cpus=0.8)(Worker)
+    workers = [Remote.remote(), Remote.remote()]
     try:
         assert ray.get([worker.run.remote() for worker in workers], timeout=500) == [2, 2]
     finally:

@@ -182,7 +182,7 @@ def test_a_list_of_captions_is_drawn_from_anew_in_each_epoch(tmp_path):
 def test_flips_mirror_both_images_of_a_pair_or_each_on_its_own():
     still = by_pair(take(step_batches(PLAN, REAL, **STEP), 3))
 
-    def flips(kind: str) -> list[tuple[bool, bool]]:
+    def flips(kind: str) -> list[tuple[bool, ...]]:
         moved = by_pair(take(step_batches(PLAN, REAL.model_copy(update={"flip": kind}), **STEP), 3))
         for pair in still:
             for side in (0, 1):

@@ -79,6 +79,7 @@ def test_batches_of_a_cache_hold_posteriors_in_float32(tmp_path, dtype):
     section = SECTION.model_copy(update={"paths": [str(tmp_path)]})
     (batch,) = next(step_batches(Plan.build(section), section, seed=0, global_batch_size=5, worker_batch_size=5))
     assert batch.pixels is None
+    assert batch.posterior is not None
     assert batch.posterior.shape == (5, 2, 2, *SHAPE)
     assert batch.posterior.dtype == torch.float32
     values = {pair: values.unique().tolist() for pair, values in zip(batch.pair_ids, batch.posterior, strict=True)}

@@ -29,8 +29,10 @@ def test_shipped_head_gives_the_published_probe_values():
 def test_folded_head_equals_the_layers_one_after_the_other(tmp_path):
     torch.manual_seed(1)
     layers = {0: torch.nn.Linear(12, 8), 2: torch.nn.Linear(8, 4), 4: torch.nn.Linear(4, 1)}
-    save_file({f"layers.{i}.{n}": p.detach() for i, m in layers.items() for n, p in m.named_parameters()},
-              tmp_path / "head.safetensors")
+    save_file(
+        {f"layers.{i}.{n}": p.detach() for i, m in layers.items() for n, p in m.named_parameters()},
+        tmp_path / "head.safetensors",
+    )
     embeddings = torch.nn.functional.normalize(torch.randn(5, 12), dim=-1)
     expected = torch.nn.Sequential(*layers.values())(embeddings)[:, 0]
     assert torch.allclose(rate(embeddings, *load_head(tmp_path / "head.safetensors")), expected, atol=1e-6)
@@ -44,8 +46,15 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
 
 def tiny_tower(folder, dimensions):
     torch.manual_seed(2)
-    config = CLIPVisionConfig(hidden_size=32, intermediate_size=32, projection_dim=dimensions, num_hidden_layers=1,
-                              num_attention_heads=2, image_size=32, patch_size=16)
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        projection_dim=dimensions,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
     CLIPVisionModelWithProjection(config).save_pretrained(folder)
     return str(folder)
 
