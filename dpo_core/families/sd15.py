@@ -5,8 +5,10 @@ from typing import Literal
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from dpo_core.families.base import DTYPES, Family, Precision
 from dpo_core.noising import noising_of
@@ -96,6 +98,9 @@ class LoadedSD15:
 
 def load_pipeline(config: SD15, dtype: torch.dtype) -> StableDiffusionPipeline:
     """The whole pipeline behind ``config.model``; ValueError when there is none."""
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
     try:
         return StableDiffusionPipeline.from_pretrained(
             config.source,
