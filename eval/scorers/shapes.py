@@ -166,7 +166,7 @@ def _measure(rgb: NDArray, background: NDArray, labels: NDArray, label: int) -> 
     alpha = np.clip((rgb - background) @ direction / max(direction @ direction, CONTRAST**2), 0, 1)
     others = np.asarray(ndimage.binary_dilation((labels > 0) & ~own, iterations=2))
     near = np.asarray(ndimage.binary_dilation(own, iterations=2))
-    alpha = np.where(near & ~others | own, alpha, 0.0)
+    alpha = np.where((near > others) | own, alpha, 0.0)
     if alpha.max() <= 0.5:
         return Found(None, None, 0.0, 0.0, 0.0, 0.0, 0.0)
     shape, quality, (x, y, width, height) = _fit(alpha)
