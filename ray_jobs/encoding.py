@@ -131,7 +131,7 @@ def _dataset(tasks: list[ShardTask], recipe: Recipe, cluster: ClusterSection) ->
             batch_format="pyarrow",
             fn_kwargs={"recipe": recipe},
             num_cpus=cluster.cpus_per_read,
-            compute=ray.data.TaskPoolStrategy(size=tasks_at_once(1)),
+            compute=ray.data.TaskPoolStrategy(size=min(tasks_at_once(1), len(rows))),
         )
         .map_batches(
             encoder,

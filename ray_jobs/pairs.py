@@ -1,5 +1,6 @@
 """palate pairs: make preference pairs from a model's own images, judged by a scorer."""
 
+import itertools
 import shutil
 import sys
 from collections.abc import Sequence
@@ -42,12 +43,9 @@ class MixSection(Section):
     def kind(self, draw_number: float) -> str:
         """The kind of pair for a number drawn in [0, 1)."""
         shares: dict[str, float] = self.model_dump()
-        below = 0.0
-        for name, share in shares.items():
-            below += share / sum(shares.values())
-            if draw_number < below:
-                return name
-        return name
+        bounds = itertools.accumulate(share / sum(shares.values()) for share in shares.values())
+        reached = [name for name, bound in zip(shares, bounds, strict=True) if draw_number < bound]
+        return reached[0] if reached else list(shares)[-1]
 
     @model_validator(mode="after")
     def _something(self) -> "MixSection":

@@ -28,7 +28,7 @@ from dpo_core.data.plan import Plan, Slot
 UNIT_BYTES = 128 << 20
 """Decoded size of a unit: what a task holds at once, and an object in the object store."""
 MAX_UNIT_STEPS = 32
-"""Of small images more would fit, but the first step waits for the whole first unit."""
+"""Of small images more would fit, but then too few units are left to be read side by side."""
 EXECUTION_SLOTS = 1 << 15
 """Slots that one execution of the dataset covers; the next begins when it is used up."""
 READER_BYTES = 256 << 20
@@ -76,8 +76,7 @@ def ray_step_batches(
             last = min(first + units * unit_steps, stop_step if stop_step is not None else sys.maxsize)
             if first >= last:
                 return
-            cuts = [range(start, min(start + unit_steps, last)) for start in range(first, last, unit_steps)]
-            rows = [unit_row(schedule, cut, rank, world_size) for cut in cuts]
+            rows = [unit_row(schedule, steps, rank, world_size) for steps in cut_steps(first, last, unit_steps)]
             dataset = quietly(lambda rows=rows: read_units(rows, recipe, cpus_per_read, tasks_at_once(world_size)))
             with closing(iterate(dataset, prefetch_units)) as results:
                 for unit in results:
@@ -89,6 +88,17 @@ def ray_step_batches(
 def steps_per_unit(pairs_per_step: int, pair_bytes: int) -> int:
     """As many steps as fit UNIT_BYTES: many small reads of the same row groups cost more than a few large ones."""
     return max(1, min(MAX_UNIT_STEPS, UNIT_BYTES // (pairs_per_step * pair_bytes)))
+
+
+def cut_steps(first: int, last: int, longest: int) -> list[range]:
+    """Units of 1, 2, 4, ... and then ``longest`` steps: the consumer waits for the first unit only."""
+    cuts: list[range] = []
+    size = 1
+    while first < last:
+        cuts.append(range(first, min(first + size, last)))
+        first += size
+        size = min(2 * size, longest)
+    return cuts
 
 
 def bytes_per_pair(section: DataSection, cache: LatentCache | None) -> int:
@@ -112,7 +122,7 @@ def read_units(rows: list[dict[str, bytes]], recipe: Recipe, cpus: float, tasks:
         batch_format="pyarrow",
         fn_kwargs={"recipe": recipe},
         num_cpus=cpus,
-        compute=ray.data.TaskPoolStrategy(size=tasks),
+        compute=ray.data.TaskPoolStrategy(size=min(tasks, len(rows))),
         zero_copy_batch=True,
     )
 
@@ -155,5 +165,7 @@ def quietly(make: Callable[[], ray.data.Dataset]) -> ray.data.Dataset:
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Tasks reserve no memory, on purpose: a reservation could keep them from starting beside the training workers.
+    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     with DataContext.current(context):
         return make()

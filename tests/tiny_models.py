@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -22,11 +23,11 @@ def byte_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=LENGTH)
 
 
-def make_tiny_sd(folder: str | Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
+def make_tiny_sd(folder: str | Path, *, prediction_type: Any = "epsilon", seed: int = 0) -> Path:
     """A Stable Diffusion pipeline folder: 16-pixel images, 4x8x8 latents, about 100 thousand parameters."""
     folder = Path(folder)
     torch.manual_seed(seed)
-    tokenizer = byte_tokenizer(folder / "tokenizer")
+    tokenizer: Any = byte_tokenizer(folder / "tokenizer")
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -53,15 +54,18 @@ def make_tiny_sd(folder: str | Path, *, prediction_type: str = "epsilon", seed: 
         attention_head_dim=2,
         norm_num_groups=8,
     )
+    blocks: Any = {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    }
     vae = AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        **blocks,
         latent_channels=4,
         norm_num_groups=4,
         sample_size=16,
     )
-    scheduler = DDIMScheduler(
+    scheduler: Any = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -76,7 +80,7 @@ def make_tiny_sd(folder: str | Path, *, prediction_type: str = "epsilon", seed: 
         tokenizer=tokenizer,
         unet=unet,
         scheduler=scheduler,
-        safety_checker=None,
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
     )

@@ -7,7 +7,7 @@ import pytest
 from dpo_core.data.batches import DataSection, step_batches
 from dpo_core.data.plan import Plan
 from ray_jobs import stream
-from ray_jobs.stream import ray_step_batches, steps_per_unit
+from ray_jobs.stream import cut_steps, ray_step_batches, steps_per_unit
 from tests.same_batches import assert_same, take
 
 pytestmark = pytest.mark.timeout(600)  # a cluster on a busy machine takes minutes to start
@@ -106,3 +106,9 @@ def test_more_ranks_than_lanes_are_refused_before_ray_is_asked(plan):
 )
 def test_a_unit_holds_the_steps_that_fit_its_size(pairs, pair_bytes, steps):
     assert steps_per_unit(pairs, pair_bytes) == steps
+
+
+def test_units_grow_from_one_step_and_cover_every_step_once():
+    assert [len(cut) for cut in cut_steps(3, 33, 8)] == [1, 2, 4, 8, 8, 7]
+    assert [step for cut in cut_steps(3, 33, 8) for step in cut] == list(range(3, 33))
+    assert cut_steps(5, 5, 8) == []

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from dpo_core.objectives import DPO, PairErrors
 
 
-def errors(chosen, rejected, reference_chosen, reference_rejected, dtype=torch.float32):
+def errors(chosen: Any, rejected, reference_chosen, reference_rejected, dtype=torch.float32) -> Any:
     def full(values):
         return torch.tensor(values, dtype=dtype)[:, None, None].expand(-1, 2, 3).clone().requires_grad_()
 
