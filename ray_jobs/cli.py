@@ -9,11 +9,11 @@ from ray_jobs.settings.problems import did_you_mean
 
 VERBS = {
     "prepare": "check preference data and cache its latents",
-    "pairs": "make preference pairs: from a model's own images, a source, or votes",
+    "pairs": "make preference pairs from a model's own images, judged by a scorer",
     "train": "teach a model what people prefer",
     "tune": "search for the best settings of a training job",
     "evaluate": "compare models: images, scores, statistics, a report",
-    "serve": "generate and score images over HTTP, with a page to compare and vote",
+    "serve": "generate images over HTTP, with a page to compare models",
     "demo": "see all of it on this machine in minutes, with the model that ships with Palate",
 }
 """Every verb is the module ``ray_jobs.<verb>`` with ``main(argv) -> exit code``."""

@@ -118,7 +118,7 @@ def run_sweep(job: TuneJob, console: Console | None = None) -> tuple[Comparison,
     resources = {"cpu": job.search.cpus_per_trial if in_process else 0.1}
     if in_process and job.search.gpus_per_trial:
         resources["gpu"] = job.search.gpus_per_trial
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, job=job), resources),
         param_space={name: dimension_of(job, name) for name in job.search.space},
