@@ -1,5 +1,6 @@
 """palate prepare: check preference data and cache its latents."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -97,15 +98,17 @@ def image_plan(job: PrepareJob) -> Plan:
 
 def plan_rows(job: PrepareJob) -> list[tuple[str, str]]:
     """What ``--dry-run`` tells beyond the resolved config."""
+    from dpo_core.data.encoder import latent_shape
+
     plan = image_plan(job)
-    side = job.data.resolution // 8
-    size = plan.rows * 2 * 2 * 4 * side * side * (4 if job.cache.dtype == "float32" else 2)
+    shape = latent_shape(job.family, job.data.resolution)
+    size = plan.rows * 2 * 2 * math.prod(shape) * (4 if job.cache.dtype == "float32" else 2)
     shards = make_shards(plan, job.cache.shard_pairs)
     return [
         ("cache folder", str(Path(job.cache.folder).resolve())),
         ("usable pairs", f"{plan.rows:,} ({len(plan.quarantined)} in quarantine, {plan.ties} ties left out)"),
         ("shards", f"{len(shards):,}, of which {len(done_shards(job.cache.folder, len(shards))):,} are there"),
-        ("size", f"about {size / 1e6:,.1f} MB (latents of 4 channels, an eighth of the image's side)"),
+        ("size", f"{size / 1e6:,.1f} MB (latents of {' x '.join(map(str, shape))})"),
         ("workers", "in this process" if job.cluster.num_workers == 0 else str(job.cluster.num_workers)),
     ]
 

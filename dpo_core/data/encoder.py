@@ -1,6 +1,9 @@
 """Which autoencoder made, or would make, the latents of a family."""
 
+from typing import Any
+
 import torch
+from diffusers import AutoencoderKL
 from diffusers.models.auto_model import AutoModel
 
 from dpo_core.data.plan import Plan
@@ -25,6 +28,19 @@ def encoder_hash(family: Family) -> str:
         raise ValueError(f"family.model: the autoencoder of {family.model!r} cannot be loaded: {error}") from error
     assert isinstance(vae, torch.nn.Module)
     return weights_hash([vae])
+
+
+def latent_shape(family: Family, resolution: int) -> tuple[int, int, int]:
+    """(C, h, w) of the latents of square images, from the autoencoder's config alone.
+
+    Raises ValueError when the model has no autoencoder.
+    """
+    try:
+        config: Any = AutoencoderKL.load_config(family.source, subfolder="vae", revision=family.revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"family.model: the autoencoder of {family.model!r} cannot be found: {error}") from error
+    side = resolution // 2 ** (len(config["block_out_channels"]) - 1)
+    return config["latent_channels"], side, side
 
 
 def check_encoder(plan: Plan, family: Family) -> None:

@@ -175,13 +175,19 @@ def test_shards_hold_whole_row_groups_and_every_row():
     assert make_shards(plan, 1000) == [range(0, 4)]
 
 
-def test_the_dry_run_tells_pairs_shards_and_size_and_writes_nothing(tmp_path, capsys):
+def test_the_dry_run_tells_pairs_shards_and_size_and_writes_nothing(model, tmp_path, capsys):
     folder = tmp_path / "cache"
-    words = [f'data.paths=["{ASSETS / "real_pairs.parquet"}"]', f"cache.folder={folder}", "data.resolution=64"]
+    words = [
+        f'data.paths=["{ASSETS / "real_pairs.parquet"}"]',
+        f"cache.folder={folder}",
+        "data.resolution=64",
+        f"family.model={model}",
+    ]
     assert main([*words, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "23 (0 in quarantine, 1 ties left out)" in shown
     assert "1, of which 0 are there" in shown
+    assert "1.5 MB (latents of 4 x 32 x 32)" in shown
     assert not folder.exists()
 
 
