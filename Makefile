@@ -21,7 +21,7 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install --quiet uv
 
 $(INSTALLED): requirements.lock pyproject.toml | $(BIN)/uv
-	VIRTUAL_ENV=.venv $(BIN)/uv pip install -r requirements.lock
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --compile-bytecode -r requirements.lock
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --no-deps -e .
 	@touch $@
 

@@ -13,7 +13,7 @@ class ClusterSection(Section):
     """What the job asks of the cluster; none of it touches the mathematics."""
 
     num_workers: int = Field(default=1, ge=0)
-    """Training processes; 0 trains in this very process, without Ray."""
+    """Processes that train or encode; 0 does the work in this very process, without Ray."""
     cpus_per_worker: float = Field(default=0.5, gt=0)
     """CPUs that a training worker holds; leave some for the tasks that read data."""
     gpus_per_worker: float | None = Field(default=None, ge=0)
@@ -47,6 +47,25 @@ def start_ray(quiet: bool = True) -> None:
         logging_level=level,
         runtime_env={"env_vars": {"PYTHONPATH": python_path}},
     )
+
+
+def check_fits(cluster: ClusterSection) -> None:
+    """Raise ValueError when workers would leave no CPU for the tasks that read: both would wait for ever.
+
+    Only of a cluster on this machine: another one may grow when it is asked to.
+    """
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    there = ray.cluster_resources().get("CPU", 0)
+    asked = cluster.num_workers * cluster.cpus_per_worker + cluster.cpus_per_read
+    if asked > there:
+        raise ValueError(
+            f"{cluster.num_workers} workers of {cluster.cpus_per_worker:g} CPUs and one reading task of "
+            f"{cluster.cpus_per_read:g} ask for {asked:g} CPUs, the cluster has {there:g}; lower cluster.num_workers, "
+            "cluster.cpus_per_worker or cluster.cpus_per_read"
+        )
 
 
 def gpus_each(cluster: ClusterSection) -> float:

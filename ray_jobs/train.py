@@ -13,7 +13,7 @@ from dpo_core.data.batches import PairBatch, step_batches
 from dpo_core.data.plan import Plan
 from dpo_core.section import Section
 from dpo_core.training import TrainSection, train
-from ray_jobs.cluster import ClusterSection, gpus_each, start_ray
+from ray_jobs.cluster import ClusterSection, check_fits, gpus_each, start_ray
 from ray_jobs.config import run_verb, save_config
 from ray_jobs.progress import training_progress
 from ray_jobs.tracking import TrackingSection, track_run
@@ -96,6 +96,7 @@ def train_on_ray(job: TrainJob, folder: Path) -> None:
     from ray.train.torch import TorchTrainer
 
     start_ray()
+    check_fits(job.cluster)
     gpus = gpus_each(job.cluster)
     resources = {"CPU": job.cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     trainer = TorchTrainer(
@@ -146,6 +147,7 @@ def train_worker(task: dict[str, Any]) -> None:
             plan,
             job.data,
             **batch_plan(job, context.rank, context.world_size, start),
+            stop_step=job.loop.max_steps,
             cpus_per_read=job.cluster.cpus_per_read,
         )
 
