@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from pydantic import Field
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -183,9 +184,31 @@ def report(
     )
     with track_run(job.tracking, out, config=job) as tracker:
         note_metrics(comparison, out / "metrics.jsonl")
+        tracker.log_table(difference_columns(comparison), "eval/differences.json")
+        tracker.log_image(samples_grid(comparison, out), "eval/samples", 0)
         tracker.log_artifact(page)
         tracker.log_artifact(out / "report.json")
     return page
+
+
+def difference_columns(comparison: Comparison) -> dict[str, list[Any]]:
+    """Every difference of the comparison, column by column."""
+    names = ("model", "metric", "delta", "low", "high", "win_rate", "p", "p_holm")
+    return {name: [getattr(row, name) for row in comparison.differences] for name in names}
+
+
+def samples_grid(comparison: Comparison, folder: Path, *, prompts: int = 8, side: int = 128) -> Image.Image:
+    """The first image of the first ``prompts`` prompts: a row per prompt, a column per model, in the models' order."""
+    first: dict[tuple[int, str], str] = {}
+    for row in comparison.scores:
+        first.setdefault((row["prompt_index"], row["model"]), row["file"])
+    shown = sorted({prompt for prompt, _ in first})[:prompts]
+    grid = Image.new("RGB", (side * len(comparison.models), side * len(shown)))
+    for y, prompt in enumerate(shown):
+        for x, model in enumerate(comparison.models):
+            with Image.open(folder / first[prompt, model]) as image:
+                grid.paste(image.convert("RGB").resize((side, side), Image.Resampling.NEAREST), (x * side, y * side))
+    return grid
 
 
 def note_metrics(comparison: Comparison, file: Path) -> None:
