@@ -69,7 +69,7 @@ def four_forwards(batch: PairBatch, device: torch.device) -> Callable[[], None]:
     return step
 
 
-def flops(step: Callable[[], None]) -> int:
+def flops(step: Callable[[], object]) -> int:
     """Floating-point operations of one call, counted."""
     with FlopCounterMode(display=False) as counter:
         step()
