@@ -29,8 +29,9 @@ def cluster():
     """A head node as ``ray start --head`` makes it; its processes are the only ones that are ended."""
     scratch = tempfile.mkdtemp(prefix="ray")  # Ray's socket paths must be short
     dashboard = free_port()
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-for-this-test-0123456789"}
-    environment.pop("RAY_ADDRESS", None)
+    # Nothing of a Ray that other tests run in this process may reach the one that is started here.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-for-this-test-0123456789"}
     command = [*RAY, "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=2", f"--temp-dir={scratch}",
                "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
                f"--ray-client-server-port={free_port()}", "--disable-usage-stats"]  # fmt: skip
