@@ -57,6 +57,7 @@ def cluster():
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_training_job_can_be_submitted_to_a_cluster(cluster, tmp_path):
     address, environment = cluster
     model, pairs = make_tiny_sd(tmp_path / "model"), make_pairs(tmp_path / "pairs", 16)
