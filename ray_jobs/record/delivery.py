@@ -138,7 +138,10 @@ class Delivery:
     def _connect(self) -> "MlflowRun":
         from ray_jobs.record.mlflow_run import MlflowRun
 
-        self._imported, self._progress = True, time.monotonic()
+        if (
+            not self._imported
+        ):  # a later attempt that fails is no progress, or a dead server would be waited for for ever
+            self._imported, self._progress = True, time.monotonic()
         run = MlflowRun.open(self._destination, self.state.run_id)
         if run.run_id != self.state.run_id:
             self.state = State(uri=self._destination.uri, run_id=run.run_id, refused=self.state.refused)

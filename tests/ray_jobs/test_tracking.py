@@ -182,7 +182,6 @@ def test_tracking_switched_off_writes_nothing(run_dir: Path) -> None:
     assert list(run_dir.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_unreachable_server_costs_training_no_time(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     section = TrackingSection(uri=f"http://127.0.0.1:{free_port()}")
     tracker = Tracker(section, run_dir)
