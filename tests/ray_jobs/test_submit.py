@@ -24,25 +24,31 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
 def cluster():
     """A head node as ``ray start --head`` makes it; its processes are the only ones that are ended."""
     scratch = tempfile.mkdtemp(prefix="ray")  # Ray's socket paths must be short
-    dashboard = free_port()
+    dashboard, agent = free_port(), free_port()
     # Nothing of a Ray that other tests run in this process may reach the one that is started here.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-for-this-test-0123456789"}
     command = [*RAY, "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=2", f"--temp-dir={scratch}",
                "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-               f"--ray-client-server-port={free_port()}", "--disable-usage-stats"]  # fmt: skip
+               f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={free_port()}",
+               f"--metrics-export-port={free_port()}", f"--ray-client-server-port={free_port()}",
+               "--disable-usage-stats"]  # fmt: skip
     with open(Path(scratch) / "head.log", "w") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         end = time.monotonic() + 120
         while time.monotonic() < end:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", dashboard)) == 0:
-                    break
+            if listening(dashboard) and listening(agent):  # a job is refused until the node's agent is there
+                break
             assert head.poll() is None, (Path(scratch) / "head.log").read_text()
             time.sleep(0.5)
         yield f"http://127.0.0.1:{dashboard}", environment
@@ -57,7 +63,6 @@ def cluster():
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 def test_a_training_job_can_be_submitted_to_a_cluster(cluster, tmp_path):
     address, environment = cluster
     model, pairs = make_tiny_sd(tmp_path / "model"), make_pairs(tmp_path / "pairs", 16)
