@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,30 @@ class RunningMeans:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.weight: Tensor | None = None
 
-    def add(self, metrics: dict[str, Tensor], weights: Tensor) -> None:
-        """Add per-pair values, each ``[pairs]``, with the weight of each pair."""
-        for name, values in metrics.items():
-            total = (values.double() * weights).sum()
+    def add(self, metrics: Mapping[str, Tensor | tuple[Tensor, Tensor]], weights: Tensor) -> None:
+        """Add per-pair values, each ``[pairs]``, with the weight of each pair.
+
+        Values may come with a mask ``[pairs]`` of the pairs that they speak of; the others do not count.
+        """
+        for name, value in (*metrics.items(), ("pairs", torch.ones_like(weights))):
+            values, counted = value if isinstance(value, tuple) else (value, None)
+            weight = weights.double() if counted is None else weights.double() * counted
+            total = torch.stack([(values.double() * weight).sum(), weight.sum()])
             self.sums[name] = self.sums[name] + total if name in self.sums else total
-        total = weights.double().sum()
-        self.weight = total if self.weight is None else self.weight + total
 
     def take(self, context: RunContext) -> dict[str, float]:
-        """Means over all ranks since the last call; empties the sums."""
-        if self.weight is None:
+        """Means over all ranks since the last call, and ``pairs``, how many there were; empties the sums.
+
+        A mean over no pair at all is left out. Every rank must have added the same names.
+        """
+        if not self.sums:
             return {}
         names = sorted(self.sums)
-        packed = torch.stack([self.weight, *(self.sums[name] for name in names)])
-        weight, *sums = context.all_reduce(packed).tolist()
+        rows = context.all_reduce(torch.stack([self.sums[name] for name in names])).tolist()
         self.__init__()
-        return {name: value / max(weight, 1e-12) for name, value in zip(names, sums, strict=True)} | {"pairs": weight}
+        means = {name: total / weight for name, (total, weight) in zip(names, rows, strict=True) if weight > 0}
+        return means | {"pairs": dict(zip(names, rows, strict=True))["pairs"][1]}
 
 
 class MetricsFile:

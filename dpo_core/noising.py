@@ -1,24 +1,40 @@
 """Forward processes: how noise is mixed into latents, and what the network is asked to predict."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+Latents = Float[Tensor, "n c h w"]
+Timesteps = Int[Tensor, " n"] | Float[Tensor, " n"]
+"""What the network is told: from 0 (no noise) to ``num_timesteps`` (pure noise); integers where it was trained so."""
+
 
 class Noising(Protocol):
-    """A forward process. ``uniform`` in [0, 1) in, timesteps out; noise in, noisy latents and regression target out."""
+    """A forward process."""
 
-    def sample_timesteps(self, uniform: Float[Tensor, " pairs"]) -> Int[Tensor, " pairs"]: ...
+    @property
+    def num_timesteps(self) -> int:
+        """Length of the schedule."""
+        ...
 
-    def add_noise(
-        self, latents: Float[Tensor, "n c h w"], noise: Float[Tensor, "n c h w"], timesteps: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n c h w"]: ...
+    def timesteps_at(self, share: Float[Tensor, " n"]) -> Timesteps:
+        """The timesteps at shares of the schedule, each in [0, 1), float64."""
+        ...
 
-    def target(
-        self, latents: Float[Tensor, "n c h w"], noise: Float[Tensor, "n c h w"], timesteps: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n c h w"]: ...
+    def add_noise(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents: ...
+
+    def target(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents: ...
+
+    def snr(self, timesteps: Timesteps) -> Float[Tensor, " n"]:
+        """Signal-to-noise ratio: squared share of the latents over squared share of the noise."""
+        ...
+
+    def error_per_signal_error(self, timesteps: Timesteps) -> Float[Tensor, " n"]:
+        """Squared error of the prediction over the squared error that it means for the noise-free latents."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,44 +44,89 @@ class EpsilonNoising:
     alphas_cumprod: Float[Tensor, " steps"]
     """The cumulative product of (1 - beta_t), float32; a property of the model's scheduler."""
 
-    def sample_timesteps(self, uniform: Float[Tensor, " pairs"]) -> Int[Tensor, " pairs"]:
-        """Uniform over all training timesteps."""
-        steps = self.alphas_cumprod.shape[0]
-        return (uniform.double() * steps).long().clamp_(max=steps - 1)
+    @property
+    def num_timesteps(self) -> int:
+        return self.alphas_cumprod.shape[0]
 
-    def signal_and_noise(self, timesteps: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
+    def timesteps_at(self, share: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+        return (share.double() * self.num_timesteps).long().clamp_(0, self.num_timesteps - 1)
+
+    def _alpha_bar(self, timesteps: Timesteps) -> Float[Tensor, " n"]:
+        return self.alphas_cumprod.to(timesteps.device)[timesteps]
+
+    def signal_and_noise(self, timesteps: Timesteps) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), each ``[n, 1, 1, 1]``."""
-        alpha_bar = self.alphas_cumprod.to(timesteps.device)[timesteps][:, None, None, None]
+        alpha_bar = self._alpha_bar(timesteps)[:, None, None, None]
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
-    def add_noise(
-        self, latents: Float[Tensor, "n c h w"], noise: Float[Tensor, "n c h w"], timesteps: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n c h w"]:
+    def add_noise(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
         signal, sigma = self.signal_and_noise(timesteps)
         return signal * latents + sigma * noise
 
-    def target(
-        self, latents: Float[Tensor, "n c h w"], noise: Float[Tensor, "n c h w"], timesteps: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n c h w"]:
+    def target(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
         del latents, timesteps
         return noise
+
+    def snr(self, timesteps: Timesteps) -> Float[Tensor, " n"]:
+        alpha_bar = self._alpha_bar(timesteps)
+        return alpha_bar / (1 - alpha_bar)
+
+    def error_per_signal_error(self, timesteps: Timesteps) -> Float[Tensor, " n"]:
+        return self.snr(timesteps)
 
 
 @dataclass(frozen=True)
 class VelocityNoising(EpsilonNoising):
     """The same noising, the network predicts v = alpha eps - sigma x (Salimans & Ho, arXiv 2202.00512, appendix D)."""
 
-    def target(
-        self, latents: Float[Tensor, "n c h w"], noise: Float[Tensor, "n c h w"], timesteps: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n c h w"]:
+    def target(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
         signal, sigma = self.signal_and_noise(timesteps)
         return signal * noise - sigma * latents
 
+    def error_per_signal_error(self, timesteps: Timesteps) -> Float[Tensor, " n"]:
+        return self.snr(timesteps) + 1
 
-def noising_of(scheduler_config: dict) -> EpsilonNoising:
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """A straight path from latents to noise, the network predicts its velocity (arXiv 2209.03003; 2403.03206, eq. 13).
+
+    noisy = (1 - sigma) x + sigma eps, target = eps - x, timestep = 1000 sigma.
+    """
+
+    num_timesteps: ClassVar[int] = 1000
+
+    shift: float = 1.0
+    """Moves the schedule to high noise: sigma = shift s / (1 + (shift - 1) s) (arXiv 2403.03206, eq. 23)."""
+
+    def timesteps_at(self, share: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        share = share.double()
+        return (self.num_timesteps * (self.shift * share / (1 + (self.shift - 1) * share))).float()
+
+    def _sigma(self, timesteps: Timesteps) -> Float[Tensor, " n"]:
+        return timesteps / self.num_timesteps
+
+    def add_noise(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
+        sigma = self._sigma(timesteps)[:, None, None, None]
+        return (1 - sigma) * latents + sigma * noise
+
+    def target(self, latents: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
+        del timesteps
+        return noise - latents
+
+    def snr(self, timesteps: Timesteps) -> Float[Tensor, " n"]:
+        sigma = self._sigma(timesteps)
+        return ((1 - sigma) / sigma.clamp(min=1e-6)).square()
+
+    def error_per_signal_error(self, timesteps: Timesteps) -> Float[Tensor, " n"]:
+        return self._sigma(timesteps).clamp(min=1e-6).pow(-2)
+
+
+def noising_of(scheduler_config: dict, *, zero_terminal_snr: bool | None = None) -> EpsilonNoising:
     """The forward process a diffusers ``scheduler_config.json`` describes.
 
-    Raises ValueError for a prediction type that this process cannot express.
+    ``zero_terminal_snr`` overrides the config's ``rescale_betas_zero_snr``. Raises ValueError for a prediction type
+    that this process cannot express.
     """
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
@@ -73,5 +134,16 @@ def noising_of(scheduler_config: dict) -> EpsilonNoising:
     prediction_type = scheduler_config.get("prediction_type", "epsilon")
     if prediction_type not in kinds:
         raise ValueError(f"prediction_type {prediction_type!r} of the scheduler is not one of {sorted(kinds)}")
-    scheduler: Any = DDPMScheduler.from_config(scheduler_config)
-    return kinds[prediction_type](scheduler.alphas_cumprod.float())
+    rescale = scheduler_config.get("rescale_betas_zero_snr", False)
+    scheduler: Any = DDPMScheduler.from_config(dict(scheduler_config) | {"rescale_betas_zero_snr": False})
+    alphas_cumprod = scheduler.alphas_cumprod.float()
+    if rescale if zero_terminal_snr is None else zero_terminal_snr:
+        alphas_cumprod = rescale_to_zero_terminal_snr(alphas_cumprod)
+    return kinds[prediction_type](alphas_cumprod)
+
+
+def rescale_to_zero_terminal_snr(alphas_cumprod: Float[Tensor, " steps"]) -> Float[Tensor, " steps"]:
+    """Shift and scale sqrt(alpha_bar) so that the last timestep is pure noise (arXiv 2305.08891, algorithm 1)."""
+    root = alphas_cumprod.double().sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    return root.square().to(torch.float32)

@@ -6,11 +6,13 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from dpo_core.families.base import DTYPES, LoadedFamily, Precision
+from dpo_core.data.batches import PairBatch
+from dpo_core.families.base import DTYPES, Conditioning, LoadedFamily, Precision
+from dpo_core.noising import Timesteps
 from dpo_core.section import Section
 
 ADAPTER = "default"
@@ -97,26 +99,34 @@ class Policy:
         with torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=half, cache_enabled=True):
             yield
 
+    def condition(self, batch: PairBatch, sides: int) -> tuple[Conditioning, Conditioning]:
+        """What policy and reference are told of the images of a batch: all chosen first, then all rejected."""
+        captions = batch.chosen_captions + (batch.rejected_captions if sides == 2 else [])
+        assert batch.geometry is not None
+        geometry = batch.geometry[:, :sides].transpose(0, 1).flatten(0, 1).to(self.device)
+        conditioning = self.family.condition(captions, geometry)
+        return conditioning, conditioning
+
     def predict(
-        self, noisy: Float[Tensor, "n c h w"], timesteps: Int[Tensor, " n"], text: Any
+        self, noisy: Float[Tensor, "n c h w"], timesteps: Timesteps, conditioning: Conditioning
     ) -> Float[Tensor, "n c h w"]:
         """The policy's prediction, with gradient."""
         with self.autocast():
-            return self.family.predict(self.model, noisy, timesteps, text)
+            return self.family.predict(self.model, noisy, timesteps, conditioning)
 
     @torch.no_grad()
     def predict_reference(
-        self, noisy: Float[Tensor, "n c h w"], timesteps: Int[Tensor, " n"], text: Any
+        self, noisy: Float[Tensor, "n c h w"], timesteps: Timesteps, conditioning: Conditioning
     ) -> Float[Tensor, "n c h w"]:
         """The prediction of the start weights."""
         if self.config.method == "full":
             assert self.frozen is not None, "this run was started without a reference"
             with self.autocast():
-                return self.family.predict(self.frozen, noisy, timesteps, text)
+                return self.family.predict(self.frozen, noisy, timesteps, conditioning)
         self.model.disable_adapters()
         try:
             with self.autocast():
-                return self.family.predict(self.model, noisy, timesteps, text)
+                return self.family.predict(self.model, noisy, timesteps, conditioning)
         finally:
             self.model.enable_adapters()
 

@@ -1,53 +1,102 @@
 """One preference step: a batch of pairs in, denoising errors out."""
 
-import torch
+from dataclasses import dataclass
+
 from jaxtyping import Float
 from torch import Tensor
 
 from dpo_core import randomness
 from dpo_core.data.batches import PairBatch
+from dpo_core.families.base import Conditioning
+from dpo_core.noise import NoiseSection, input_noise, pair_noise, timestep_uniforms
+from dpo_core.noising import Timesteps
 from dpo_core.objectives.base import Objective, PairErrors
 from dpo_core.policy import Policy
+from dpo_core.timesteps import AnyTimesteps, Uniform
 
 
-def pair_errors(policy: Policy, objective: Objective, batch: PairBatch, seed: int) -> PairErrors:
-    """Noise both images of each pair alike and measure how well policy and reference denoise them.
+@dataclass(frozen=True)
+class Denoising:
+    """What a micro-batch asks of policy and reference: all chosen images first, then all rejected ones."""
+
+    noisy: Float[Tensor, "n c h w"]
+    target: Float[Tensor, "n c h w"]
+    timesteps: Timesteps
+    conditioning: Conditioning
+    reference_conditioning: Conditioning
+    """The same captions as the start weights encode them; another object only where a text encoder is trained."""
+    pairs: int
+    quality: Float[Tensor, "pairs 2 h w"] | None = None
+
+
+def prepare_denoising(
+    policy: Policy,
+    objective: Objective,
+    batch: PairBatch,
+    seed: int,
+    timesteps: AnyTimesteps | None = None,
+    noise: NoiseSection | None = None,
+) -> Denoising:
+    """Noise both images of each pair alike.
 
     The images of a pair share noise and timestep (Wallace et al., arXiv 2311.12908, section 4); each has its own draw
-    from the VAE posterior. Errors are reduced in float32 whatever the precision of the forward pass: with beta in
-    the thousands a half-precision reduction turns ln 2 at step 0 into anything between 0 and 4.
+    from the VAE posterior.
     """
     family, device = policy.family, policy.device
     sides = 2 if objective.needs_rejected else 1
-    pairs = len(batch.pair_ids)
+    sampling, mixing = timesteps or Uniform(), noise or NoiseSection()
+    names = (seed, batch.epochs, batch.pair_ids)
 
     latents = pair_latents(policy, batch, sides, seed)
-    noise = randomness.normal(tuple(latents.shape[1:]), seed, batch.epochs, batch.pair_ids, "noise").to(device)
-    uniform = torch.tensor(
-        [
-            randomness.uniform(seed, epoch, pair, "timestep")
-            for epoch, pair in zip(batch.epochs, batch.pair_ids, strict=True)
-        ],
-        dtype=torch.float64,
+    shared = pair_noise(mixing, tuple(latents.shape[1:]), *names).to(device).repeat(sides, 1, 1, 1)
+    levels = family.noising.timesteps_at(sampling.share(timestep_uniforms(*names))).to(device).repeat(sides)
+    conditioning, reference_conditioning = policy.condition(batch, sides)
+    return Denoising(
+        noisy=family.noising.add_noise(latents, input_noise(mixing, shared, sides, *names), levels),
+        target=family.noising.target(latents, shared, levels),
+        timesteps=levels,
+        conditioning=conditioning,
+        reference_conditioning=reference_conditioning,
+        pairs=len(batch.pair_ids),
+        quality=batch.quality.to(device) if batch.quality is not None else None,
     )
-    timesteps = family.noising.sample_timesteps(uniform).to(device)
 
-    captions = batch.chosen_captions + batch.rejected_captions if sides == 2 else batch.chosen_captions
-    text = family.encode_text(captions)
-    noise, repeated = noise.repeat(sides, 1, 1, 1), timesteps.repeat(sides)
-    noisy = family.noising.add_noise(latents, noise, repeated)
-    target = family.noising.target(latents, noise, repeated)
 
-    reference: tuple[Tensor, ...] = ()
+def pair_errors(
+    policy: Policy, objective: Objective, denoising: Denoising, *, needs_product: bool = False
+) -> PairErrors:
+    """How well policy and reference denoise: every map that ``objective`` reads, in float32.
+
+    Errors are reduced in float32 whatever the precision of the forward pass: with beta in the thousands a
+    half-precision reduction turns ln 2 at step 0 into anything between 0 and 4. ``needs_product`` asks for the product
+    of the residuals as well (the winner-preserving guard).
+    """
+    pairs, noisy, timesteps = denoising.pairs, denoising.noisy, denoising.timesteps
+    reference: Tensor | None = None
     if objective.needs_reference:
-        reference = error_map(policy.predict_reference(noisy, repeated, text), target).split(pairs)
-    errors = error_map(policy.predict(noisy, repeated, text), target).split(pairs)
+        reference = policy.predict_reference(noisy, timesteps, denoising.reference_conditioning).float()
+    prediction = policy.predict(noisy, timesteps, denoising.conditioning).float()
+    target = denoising.target.float()
+
+    residual = prediction - target
+    errors = residual.square().mean(dim=1).split(pairs)
+    frozen = (reference - target).square().mean(dim=1).split(pairs) if reference is not None else ()
+    shift = product = None
+    if objective.needs_shift:
+        assert reference is not None
+        shift = (prediction[:pairs] - reference[:pairs]).square().mean(dim=1)
+    if needs_product:
+        product = (residual[:pairs] * residual[pairs:]).mean(dim=1)
     return PairErrors(
-        timesteps=timesteps,
+        timesteps=timesteps[:pairs],
         policy_chosen=errors[0],
-        policy_rejected=errors[1] if sides == 2 else None,
-        reference_chosen=reference[0] if reference else None,
-        reference_rejected=reference[1] if len(reference) == 2 else None,
+        policy_rejected=errors[1] if len(errors) == 2 else None,
+        reference_chosen=frozen[0] if frozen else None,
+        reference_rejected=frozen[1] if len(frozen) == 2 else None,
+        chosen_shift=shift,
+        residual_product=product,
+        chosen_quality=denoising.quality[:, 0] if denoising.quality is not None else None,
+        rejected_quality=denoising.quality[:, 1] if denoising.quality is not None else None,
     )
 
 
@@ -63,8 +112,3 @@ def pair_latents(policy: Policy, batch: PairBatch, sides: int, seed: int) -> Flo
     shape = (2, *mean.shape[1:])
     draws = randomness.normal(shape, seed, batch.epochs, batch.pair_ids, "posterior")[:, :sides]
     return family.scale_latents(mean + std * draws.transpose(0, 1).flatten(0, 1).to(device))
-
-
-def error_map(prediction: Float[Tensor, "n c h w"], target: Float[Tensor, "n c h w"]) -> Float[Tensor, "n h w"]:
-    """Squared error averaged over channels, in float32."""
-    return (prediction.float() - target.float()).square().mean(dim=1)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,14 +14,19 @@ from dpo_core.data.batches import PairBatch
 from dpo_core.data.encoder import check_encoder
 from dpo_core.data.plan import DataSection, Plan
 from dpo_core.data.quarantine import Quarantine, Quarantined, counts_by_reason, read_quarantine
+from dpo_core.diagnostics import ChosenErrorAlarm, diagnose
 from dpo_core.export import export_model
-from dpo_core.families import DTYPES, AnyFamily, Precision, weights_hash
+from dpo_core.families import DTYPES, SD15, AnyFamily, Precision, weights_hash
 from dpo_core.metrics import MetricsFile, RunningMeans
-from dpo_core.objectives import DPO, AnyObjective
+from dpo_core.noise import NoiseSection
+from dpo_core.objectives import DPO, AnyObjective, PairErrors
 from dpo_core.optim import OptimSection, clip, make_optimizer, make_schedule
 from dpo_core.policy import Policy, PolicySection
+from dpo_core.requirements import check_parts
 from dpo_core.section import Section
-from dpo_core.step import pair_errors
+from dpo_core.shaping import ShapingSection, shape_errors, shape_loss, timestep_weight
+from dpo_core.step import pair_errors, prepare_denoising
+from dpo_core.timesteps import AnyTimesteps, Uniform
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +34,7 @@ MAY_CHANGE = {
     "data.paths",
     "data.max_quarantined_share",
     "loop.checkpoint_every",
+    "loop.chosen_error_alarm",
     "loop.export_dtype",
     "loop.keep_checkpoints",
     "loop.log_every",
@@ -57,6 +64,8 @@ class LoopSection(Section):
     """How many of the newest checkpoints to keep."""
     export_dtype: Precision = "fp32"
     """Precision of the exported weights."""
+    chosen_error_alarm: float = Field(default=0.05, ge=0)
+    """Warn when the error of the chosen images stays above the reference's by more than this share of it."""
 
     @model_validator(mode="after")
     def _windows_fit(self) -> "LoopSection":
@@ -71,12 +80,20 @@ class LoopSection(Section):
 class TrainSection(Section):
     """A training run: which model, which objective, which data, how long."""
 
-    family: AnyFamily = AnyFamily()
+    family: AnyFamily = SD15()
     objective: AnyObjective = DPO()
+    shaping: ShapingSection = ShapingSection()
+    timesteps: AnyTimesteps = Uniform()
+    noise: NoiseSection = NoiseSection()
     policy: PolicySection = PolicySection()
     data: DataSection = DataSection()
     optim: OptimSection = OptimSection()
     loop: LoopSection = LoopSection()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "TrainSection":
+        check_parts(self)
+        return self
 
 
 Batches = Callable[[int], Iterator[list[PairBatch]]]
@@ -90,7 +107,7 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
     ``checkpoints/`` and the exported ``model/`` in the run folder. Raises ValueError when the checkpoint was made with
     a config or data that would change the mathematics, and when too many pairs cannot be read.
     """
-    loop, objective = config.loop, config.objective
+    loop, objective, shaping = config.loop, config.objective, config.shaping
     record = config.model_dump(mode="json", include=set(TrainSection.model_fields)) | {"data_sha256": plan.fingerprint}
     check_encoder(plan, config.family)
     family = config.family.load(context.device, loop.precision)
@@ -119,6 +136,7 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
         log.info("resumed at update %d of %d", start, loop.max_steps)
 
     means, file = RunningMeans(), MetricsFile(context.run_dir / "metrics.jsonl") if context.rank == 0 else None
+    alarm = ChosenErrorAlarm(loop.chosen_error_alarm)
     unreadable: list[Quarantined] = []
     logged = start
     stream = batches(start) if start < loop.max_steps else iter(())
@@ -127,11 +145,20 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
         pairs = torch.stack([batch.weights.sum() for batch in micro_batches]).sum().to(context.device)
         pairs = context.all_reduce(pairs).clamp(min=1)
 
+        def errors_of(batch: PairBatch) -> PairErrors:
+            denoising = prepare_denoising(policy, objective, batch, loop.seed, config.timesteps, config.noise)
+            return pair_errors(policy, objective, denoising, needs_product=shaping.winner_guard is not None)
+
+        baseline = global_baseline(objective, micro_batches, errors_of, pairs, context)
         for batch in micro_batches:
             weights = batch.weights.to(context.device)
-            output = objective(pair_errors(policy, objective, batch, loop.seed))
-            scaler.scale((output.loss * weights).sum() / pairs).backward()
-            means.add({"loss": output.loss.detach()} | output.metrics, weights)
+            raw = errors_of(batch)
+            weight = timestep_weight(shaping, family.noising, raw.timesteps)
+            errors = shape_errors(shaping, replace(raw, baseline=baseline), weight)
+            output = objective(errors)
+            loss = shape_loss(shaping, errors, output)
+            means.add(diagnose(raw, output, loss, family.noising), weights)
+            scaler.scale((loss * weights).sum() / pairs).backward()
             unreadable += batch.quarantined
 
         sum_gradients(parameters, context)
@@ -151,7 +178,9 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
             found = [item for part in context.gather(unreadable) for item in part]
             quarantine.add(found, rows_read=(done - logged) * loop.global_batch_size)
             unreadable, logged = [], done
-            metrics: dict[str, float] = {f"train/{key}": value for key, value in means.take(context).items()}
+            window = means.take(context)
+            window["chosen_error_rises"] = float(alarm.check(done, window))
+            metrics: dict[str, float] = {f"train/{key}": value for key, value in window.items()}
             metrics |= {"train/lr": float(schedule.get_last_lr()[0]), "train/grad_norm": norm.item()}
             metrics |= {"data/quarantined": len(quarantine.records)}
             if file is not None:
@@ -177,6 +206,27 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
         }
         dtype = DTYPES[loop.export_dtype]
         export_model(context.run_dir / "model", family, name=name, config=record, facts=facts, dtype=dtype)
+
+
+def global_baseline(
+    objective: AnyObjective,
+    micro_batches: list[PairBatch],
+    errors_of: Callable[[PairBatch], PairErrors],
+    pairs: torch.Tensor,
+    context: RunContext,
+) -> torch.Tensor | None:
+    """The mean of the objective's baseline terms over the global batch, or None where it has no baseline.
+
+    It takes a forward pass of its own, since no micro-batch can be trained on before all have been seen.
+    """
+    if not objective.needs_baseline:
+        return None
+    with torch.no_grad():
+        terms = [
+            (objective.baseline_terms(errors_of(batch)) * batch.weights.to(context.device)).sum()
+            for batch in micro_batches
+        ]
+    return context.all_reduce(torch.stack(terms).sum()) / pairs
 
 
 def sum_gradients(parameters: list[torch.nn.Parameter], context: RunContext) -> None:

@@ -159,6 +159,7 @@ def _row(slot: Slot, row: LoadedRow | RowRejected, posterior: np.ndarray | None)
         "rejected_captions": list(row.rejected_captions) if usable else [],
         "posterior": None if posterior is None else posterior.tobytes(),
         "shape": None if posterior is None else list(posterior.shape[2:]),
+        "geometry": row.geometry.flatten().tolist() if usable else None,
         "reason": None if usable else str(row.reason),
         "detail": None if usable else row.detail,
         "source_file": slot.group.file,

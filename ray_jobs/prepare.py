@@ -22,7 +22,7 @@ from dpo_core.data.latents import (
 )
 from dpo_core.data.plan import DataSection, Plan, Slot
 from dpo_core.data.quarantine import check_share, counts_by_reason, write_quarantine
-from dpo_core.families import AnyFamily, Precision
+from dpo_core.families import SD15, AnyFamily, Precision
 from dpo_core.section import Section
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import run_verb
@@ -46,7 +46,7 @@ class CacheSection(Section):
 class PrepareJob(Section):
     """A latent cache: which pairs, encoded by which model, into which folder."""
 
-    family: AnyFamily = AnyFamily()
+    family: AnyFamily = SD15()
     data: DataSection = DataSection()
     cache: CacheSection = CacheSection()
     cluster: ClusterSection = ClusterSection()

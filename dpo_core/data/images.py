@@ -54,14 +54,33 @@ def training_crop(image: Image.Image, resolution: int, *, x: float, y: float, fl
 
     ``x`` and ``y`` in [0, 1] place the crop: 0 left or top, 0.5 centre. Returns uint8 ``[resolution, resolution, 3]``.
     """
-    width, height = image.size
-    short = min(width, height)
-    size = (max(resolution, round(width * resolution / short)), max(resolution, round(height * resolution / short)))
+    size, left, top = _placement(image.size, resolution, x, y)
     if size != image.size:
         image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = round(x * (size[0] - resolution)), round(y * (size[1] - resolution))
     pixels = np.asarray(image.crop((left, top, left + resolution, top + resolution)))
     return np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
+
+
+def crop_geometry(
+    size: tuple[int, int], resolution: int, *, x: float, y: float, flip: bool
+) -> tuple[int, int, int, int, int, int]:
+    """What `training_crop` did to an image of ``size`` (width, height), as SDXL is conditioned on it.
+
+    Original height and width, top and left of the crop in the resized image (as mirrored, if it was), height and width
+    of the crop (arXiv 2307.01952, section 2.2).
+    """
+    resized, left, top = _placement(size, resolution, x, y)
+    if flip:
+        left = resized[0] - resolution - left
+    return size[1], size[0], top, left, resolution, resolution
+
+
+def _placement(size: tuple[int, int], resolution: int, x: float, y: float) -> tuple[tuple[int, int], int, int]:
+    """Size after resizing (width, height), left and top of the crop."""
+    width, height = size
+    short = min(width, height)
+    resized = (max(resolution, round(width * resolution / short)), max(resolution, round(height * resolution / short)))
+    return resized, round(x * (resized[0] - resolution)), round(y * (resized[1] - resolution))
 
 
 def _open(data: bytes) -> Image.Image:

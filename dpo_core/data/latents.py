@@ -29,14 +29,15 @@ SHARD_SCHEMA = pa.schema(
         ("rejected_captions", pa.list_(pa.string())),
         ("posterior", pa.binary()),
         ("shape", pa.list_(pa.int32())),
+        ("geometry", pa.list_(pa.int32())),
         ("reason", pa.string()),
         ("detail", pa.string()),
         ("source_file", pa.string()),
         ("source_row", pa.int64()),
     ]
 )
-"""``posterior`` is ``[2, 2, C, h, w]`` (chosen, rejected; mean, deviation) and ``shape`` is (C, h, w); both are null
-where ``reason`` says why the pair could not be encoded."""
+"""``posterior`` is ``[2, 2, C, h, w]`` (chosen, rejected; mean, deviation) , ``shape`` is (C, h, w), ``geometry``
+``[2, 6]`` as in `PairBatch`; all are null where ``reason`` says why the pair could not be encoded."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ class PairBatch:
     A row that could not be decoded leaves an empty slot: weight 0, zeros, empty captions, a record in ``quarantined``.
     Either ``pixels`` (uint8 ``[B, 2, 3, H, W]``) is there, or ``posterior`` (float32 ``[B, 2, 2, C, h, w]``; dimension
     2 is mean and standard deviation of the autoencoder's unscaled posterior). ``weights`` is float32 ``[B]``.
+    ``geometry`` is int32 ``[B, 2, 6]``: original height and width, top and left of the crop in the resized image,
+    height and width of the crop. Where they are asked for, ``quality`` is float32 ``[B, 2, h, w]`` (patch quality maps)
+    and ``prompt_image`` uint8 ``[B, 3, 224, 224]`` (what an image prompt shows, black where it is dropped).
     """
 
     pair_ids: list[str]
@@ -33,6 +36,9 @@ class PairBatch:
     rejected_captions: list[str]
     pixels: torch.Tensor | None = None
     posterior: torch.Tensor | None = None
+    geometry: torch.Tensor | None = None
+    quality: torch.Tensor | None = None
+    prompt_image: torch.Tensor | None = None
     quarantined: list[Quarantined] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -41,9 +47,11 @@ class PairBatch:
 
 @dataclass(frozen=True, slots=True)
 class LoadedRow:
-    """One pair: uint8 ``[2, 3, H, W]`` pixels or a float32 ``[2, 2, C, h, w]`` posterior, and its captions."""
+    """One pair: uint8 ``[2, 3, H, W]`` pixels or a float32 ``[2, 2, C, h, w]`` posterior, geometry and captions."""
 
     values: NDArray[np.uint8] | NDArray[np.float32]
+    geometry: NDArray[np.int32]
+    """``[2, 6]``, as in PairBatch."""
     chosen_captions: tuple[str, ...]
     rejected_captions: tuple[str, ...]
 
@@ -73,16 +81,17 @@ class ImageRows:
         encoded = [_only(schema.read_images(row.column(name))) for name in schema.IMAGES]
         texts = [_only(schema.read_texts(row.column(name))) for name in self._captions]
         pair = schema.make_pair(slot.pair_id, side, encoded, texts)
-        return LoadedRow(self._crop(pair, slot.epoch), pair.chosen_captions, pair.rejected_captions)
+        pixels, geometry = self._crop(pair, slot.epoch)
+        return LoadedRow(pixels, geometry, pair.chosen_captions, pair.rejected_captions)
 
-    def _crop(self, pair: schema.PreferencePair, epoch: int) -> NDArray[np.uint8]:
+    def _crop(self, pair: schema.PreferencePair, epoch: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
         section = self._section
 
         def draw(purpose: str) -> float:
             return randomness.uniform(self._seed, epoch, pair.pair_id, purpose)
 
         x, y = (draw(f"crop {axis}") if section.crop == "random" else 0.5 for axis in "xy")
-        crops = []
+        crops, geometry = [], []
         for data, name in ((pair.chosen, "chosen"), (pair.rejected, "rejected")):
             flip = section.flip != "none" and draw("flip" if section.flip == "pair" else f"flip {name}") < 0.5
             try:
@@ -90,7 +99,8 @@ class ImageRows:
             except RowRejected as rejected:
                 raise RowRejected(rejected.reason, f"{name} image: {rejected.detail}".rstrip(": ")) from rejected
             crops.append(images.training_crop(image, section.resolution, x=x, y=y, flip=flip))
-        return np.stack(crops).transpose(0, 3, 1, 2)
+            geometry.append(images.crop_geometry(image.size, section.resolution, x=x, y=y, flip=flip))
+        return np.stack(crops).transpose(0, 3, 1, 2), np.array(geometry, dtype=np.int32)
 
 
 class LatentRows:
@@ -103,7 +113,8 @@ class LatentRows:
     def read(self, slot: Slot) -> LoadedRow:
         row = self._reader.row(slot.group, slot.row).to_pylist()[0]
         posterior = latents.read_posterior(row, self._cache)
-        return LoadedRow(posterior, tuple(row["chosen_captions"]), tuple(row["rejected_captions"]))
+        geometry = np.array(row["geometry"], dtype=np.int32).reshape(2, 6)
+        return LoadedRow(posterior, geometry, tuple(row["chosen_captions"]), tuple(row["rejected_captions"]))
 
 
 class BatchLoader:
@@ -115,6 +126,7 @@ class BatchLoader:
         self._seed = seed
         self._dropout = section.caption_dropout
         self._latents = cache is not None
+        self._side = section.resolution
         if cache is None:
             self._rows: Rows = ImageRows(section, seed, cache_bytes=cache_bytes)
             self._values = torch.zeros((2, 3, section.resolution, section.resolution), dtype=torch.uint8)
@@ -134,7 +146,9 @@ class BatchLoader:
             rejected_captions=[""] * len(slots),
             pixels=None if self._latents else values,
             posterior=values if self._latents else None,
+            geometry=torch.full((len(slots), 2, 6), self._side, dtype=torch.int32),
         )
+        assert batch.geometry is not None
         # Row group by row group, so that a reader without room for many reads each of them once.
         for index in sorted(range(len(slots)), key=lambda index: (slots[index].group.file, slots[index].group.index)):
             slot = slots[index]
@@ -144,6 +158,7 @@ class BatchLoader:
                 batch.quarantined.append(slot.quarantined(rejected))
                 continue
             values[index] = torch.from_numpy(np.ascontiguousarray(row.values))
+            batch.geometry[index] = torch.from_numpy(row.geometry)
             batch.weights[index] = 1
             batch.chosen_captions[index], batch.rejected_captions[index] = self._captions(row, slot)
         return batch

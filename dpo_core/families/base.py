@@ -10,11 +10,14 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from dpo_core.embedded import resolve_model
-from dpo_core.noising import Noising
+from dpo_core.noising import Noising, Timesteps
 from dpo_core.section import Section
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Conditioning = dict[str, Tensor]
+"""What a denoiser is told besides noisy latents and timesteps; the first dimension of every tensor is the image."""
 
 
 class LoadedFamily(Protocol):
@@ -27,7 +30,14 @@ class LoadedFamily(Protocol):
     def noising(self) -> Noising: ...
 
     @property
-    def lora_targets(self) -> tuple[str, ...]: ...
+    def lora_targets(self) -> tuple[str, ...]:
+        """Names of the denoiser's layers that get an adapter unless others are asked for."""
+        ...
+
+    @property
+    def text_encoders(self) -> tuple[torch.nn.Module, ...]:
+        """Those that may get adapters of their own, in the order in which export writes them."""
+        ...
 
     def encode_images(
         self, pixels: UInt8[Tensor, "n 3 height width"]
@@ -39,12 +49,21 @@ class LoadedFamily(Protocol):
         """From the VAE's space to the denoiser's."""
         ...
 
-    def encode_text(self, captions: list[str]) -> Any:
-        """Conditioning of each caption, in order; an opaque value that ``predict`` understands."""
+    def condition(self, captions: list[str], geometry: Int[Tensor, "n 6"], *, remember: bool = True) -> Conditioning:
+        """What ``predict`` needs of each caption and image, in order.
+
+        ``geometry`` is, of each image: original height and width, top and left of the crop in the resized image, height
+        and width of the crop. With ``remember`` captions are encoded without gradient and kept; otherwise they are
+        encoded anew, with whatever gradient the caller's context allows.
+        """
         ...
 
     def predict(
-        self, denoiser: torch.nn.Module, noisy: Float[Tensor, "n c h w"], timesteps: Int[Tensor, " n"], text: Any
+        self,
+        denoiser: torch.nn.Module,
+        noisy: Float[Tensor, "n c h w"],
+        timesteps: Timesteps,
+        conditioning: Conditioning,
     ) -> Float[Tensor, "n c h w"]:
         """One forward pass of ``denoiser`` (the policy or its reference)."""
         ...
@@ -63,6 +82,10 @@ class Family(Section):
     """Branch, tag or commit of a hub model."""
     variant: str | None = None
     """File variant of a hub model, such as fp16."""
+    denoiser: str | None = None
+    """Another folder or hub id whose denoiser policy and reference start from (the original scripts' unet_init)."""
+    vae: str | None = None
+    """Another folder or hub id whose autoencoder is used, such as one that is safe in half precision."""
 
     @property
     def source(self) -> str:

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from dpo_core.families.base import DTYPES, Family, Precision
-from dpo_core.noising import noising_of
+from dpo_core.families.base import DTYPES, Conditioning, Family, Precision
+from dpo_core.noising import Timesteps, noising_of
 
 
 class SD15(Family):
@@ -40,6 +40,7 @@ class LoadedSD15:
         self.vae = pipeline.vae.to(device, DTYPES[precision]).requires_grad_(False).eval()
         self.text_encoder = pipeline.text_encoder.to(device, DTYPES[precision]).requires_grad_(False).eval()
         self.tokenizer = pipeline.tokenizer
+        self.text_encoders = (self.text_encoder,)
         self.noising = noising_of(dict(pipeline.scheduler.config))
         self._text: dict[str, Tensor] = {}
 
@@ -54,33 +55,39 @@ class LoadedSD15:
     def scale_latents(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         return latents * self.vae.config.scaling_factor
 
-    @torch.no_grad()
-    def encode_text(self, captions: list[str]) -> Float[Tensor, "n tokens width"]:
-        """The last hidden state after the final norm, as Stable Diffusion is conditioned on.
+    def condition(self, captions: list[str], geometry: Int[Tensor, "n 6"], *, remember: bool = True) -> Conditioning:
+        """``text``: the last hidden state after the final norm, [n, tokens, width].
 
         Each caption is encoded alone and remembered: batched encoding rounds differently with the batch it is in,
         so a resumed run would not repeat the uninterrupted one bit for bit.
         """
-        for caption in captions:
-            if caption not in self._text:
-                tokens = self.tokenizer(
-                    caption,
-                    max_length=self.tokenizer.model_max_length,
-                    padding="max_length",
-                    truncation=True,
-                    return_tensors="pt",
-                )
-                self._text[caption] = self.text_encoder(tokens.input_ids.to(self.device))[0][0]
-        return torch.stack([self._text[caption] for caption in captions])
+        del geometry
+        if not remember:
+            return {"text": torch.cat([self._encode(caption) for caption in captions])}
+        with torch.no_grad():
+            for caption in captions:
+                if caption not in self._text:
+                    self._text[caption] = self._encode(caption)
+        return {"text": torch.cat([self._text[caption] for caption in captions])}
+
+    def _encode(self, caption: str) -> Float[Tensor, "1 tokens width"]:
+        tokens = self.tokenizer(
+            caption,
+            max_length=self.tokenizer.model_max_length,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        )
+        return self.text_encoder(tokens.input_ids.to(self.device))[0]
 
     def predict(
         self,
         denoiser: torch.nn.Module,
         noisy: Float[Tensor, "n c h w"],
-        timesteps: Int[Tensor, " n"],
-        text: Float[Tensor, "n tokens width"],
+        timesteps: Timesteps,
+        conditioning: Conditioning,
     ) -> Float[Tensor, "n c h w"]:
-        return denoiser(noisy, timesteps, encoder_hidden_states=text).sample
+        return denoiser(noisy, timesteps, encoder_hidden_states=conditioning["text"]).sample
 
     def export(self, folder: Path, dtype: torch.dtype, lora: bool) -> None:
         if lora:

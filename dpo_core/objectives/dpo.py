@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch.nn.functional import logsigmoid
 
-from dpo_core.objectives.base import LossOutput, Objective, PairErrors, accuracy, per_pair
+from dpo_core.objectives.base import LossOutput, Objective, PairErrors, reference_margin
 
 
 class DPO(Objective):
@@ -22,28 +22,9 @@ class DPO(Objective):
     beta: float = Field(default=2000.0, gt=0)
     """Strength of the pull towards the reference; larger stays closer to it."""
 
-    sft_weight: float = Field(default=0.0, ge=0)
-    """Weight of the chosen image's own denoising error, added to the loss (the NLL term of arXiv 2404.19733).
-
-    It keeps that error from rising while the margin grows; at beta / 4 its gradient weighs as much as DPO's at step 0.
-    """
-
     needs_reference: ClassVar[bool] = True
     needs_rejected: ClassVar[bool] = True
 
     def __call__(self, errors: PairErrors) -> LossOutput:
-        assert errors.policy_rejected is not None
-        assert errors.reference_chosen is not None
-        assert errors.reference_rejected is not None
-        chosen = per_pair(errors.policy_chosen) - per_pair(errors.reference_chosen)
-        rejected = per_pair(errors.policy_rejected) - per_pair(errors.reference_rejected)
-        margin = -0.5 * self.beta * (chosen - rejected)
-        return LossOutput(
-            loss=-logsigmoid(margin) + self.sft_weight * per_pair(errors.policy_chosen),
-            metrics={
-                "margin": margin.detach(),
-                "implicit_accuracy": accuracy(margin.detach()),
-                "chosen_error_vs_reference": chosen.detach(),
-                "rejected_error_vs_reference": rejected.detach(),
-            },
-        )
+        margin = 0.5 * self.beta * reference_margin(errors)
+        return LossOutput(loss=-logsigmoid(margin), margin=margin)

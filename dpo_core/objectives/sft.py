@@ -14,5 +14,4 @@ class SFT(Objective):
     needs_rejected: ClassVar[bool] = False
 
     def __call__(self, errors: PairErrors) -> LossOutput:
-        loss = per_pair(errors.policy_chosen)
-        return LossOutput(loss=loss, metrics={"chosen_error": loss.detach()})
+        return LossOutput(loss=per_pair(errors.policy_chosen))

@@ -20,7 +20,7 @@ from dpo_core.data.batches import PairBatch
 from dpo_core.families import SD15
 from dpo_core.objectives import DPO, SFT, Objective
 from dpo_core.policy import Policy, PolicySection
-from dpo_core.step import pair_errors
+from dpo_core.step import pair_errors, prepare_denoising
 
 
 def latent_batch(pairs: int, shape: tuple[int, int, int]) -> PairBatch:
@@ -33,6 +33,7 @@ def latent_batch(pairs: int, shape: tuple[int, int, int]) -> PairBatch:
         chosen_captions=["a red circle above a blue square"] * pairs,
         rejected_captions=["a red circle above a blue square"] * pairs,
         posterior=torch.rand((pairs, 2, 2, *shape), generator=generator),
+        geometry=torch.zeros((pairs, 2, 6), dtype=torch.int32),
     )
 
 
@@ -42,7 +43,8 @@ def make_step(objective: Objective, method: Any, batch: PairBatch, device: torch
     policy = Policy(PolicySection(method=method), family, device, "fp32", 0, objective.needs_reference)
 
     def step() -> None:
-        objective(pair_errors(policy, objective, batch, seed=0)).loss.mean().backward()
+        denoising = prepare_denoising(policy, objective, batch, seed=0)
+        objective(pair_errors(policy, objective, denoising)).loss.mean().backward()
 
     return step
 
@@ -51,8 +53,9 @@ def four_forwards(batch: PairBatch, device: torch.device) -> Callable[[], None]:
     """The yardstick: the same DPO step with chosen and rejected in passes of their own."""
     objective, family = DPO(), SD15().load(device, "fp32")
     policy = Policy(PolicySection(), family, device, "fp32", 0, True)
-    text = family.encode_text(batch.chosen_captions)
     assert batch.posterior is not None
+    assert batch.geometry is not None
+    text = family.condition(batch.chosen_captions, batch.geometry[:, 0])
     latents = family.scale_latents(batch.posterior[:, :, 0].to(device))
     timesteps = torch.full((len(batch),), 500, device=device)
 

@@ -44,7 +44,7 @@ def test_signal_and_noise_by_hand():
 
 def test_timesteps_cover_the_whole_range_and_nothing_else():
     uniform = torch.tensor([0.0, 0.4999, 0.5, 1 - 2**-53], dtype=torch.float64)
-    assert EpsilonNoising(torch.ones(1000)).sample_timesteps(uniform).tolist() == [0, 499, 500, 999]
+    assert EpsilonNoising(torch.ones(1000)).timesteps_at(uniform).tolist() == [0, 499, 500, 999]
 
 
 def test_an_unknown_prediction_type_is_named_with_what_is_allowed():

@@ -4,7 +4,7 @@ from dpo_core.data.batches import PairBatch
 from dpo_core.families import SD15
 from dpo_core.objectives import DPO, SFT
 from dpo_core.policy import Policy, PolicySection
-from dpo_core.step import pair_errors
+from dpo_core.step import pair_errors, prepare_denoising
 from tests.benchmarks.training_step import flops, latent_batch, make_step
 
 CPU = torch.device("cpu")
@@ -17,9 +17,13 @@ def policy_of(model, objective) -> Policy:
 
 def one_denoising() -> int:
     family = SD15().load(CPU, "fp32")
-    noisy, text = torch.zeros(1, 4, 16, 16), family.encode_text(["a red circle"])
+    noisy, told = torch.zeros(1, 4, 16, 16), family.condition(["a red circle"], torch.zeros(1, 6, dtype=torch.int32))
     with torch.no_grad():
-        return flops(lambda: family.predict(family.denoiser, noisy, torch.tensor([500]), text))
+        return flops(lambda: family.predict(family.denoiser, noisy, torch.tensor([500]), told))
+
+
+def errors_of(policy: Policy, batch: PairBatch):
+    return pair_errors(policy, DPO(), prepare_denoising(policy, DPO(), batch, seed=0))
 
 
 def test_a_dpo_pair_costs_eight_denoisings_and_an_sft_image_three():
@@ -34,7 +38,7 @@ def test_chosen_and_rejected_share_noise_and_timestep_and_other_pairs_do_not(tin
     assert batch.posterior is not None
     batch.posterior[:, :, 1] = 0.0
     batch.posterior[:, 1, 0] = batch.posterior[:, 0, 0]
-    errors = pair_errors(policy_of(tiny_sd, DPO()), DPO(), batch, seed=0)
+    errors = errors_of(policy_of(tiny_sd, DPO()), batch)
     assert errors.policy_rejected is not None
     assert torch.allclose(errors.policy_chosen, errors.policy_rejected, atol=1e-5)
     assert not torch.allclose(errors.policy_chosen[0], errors.policy_chosen[1])
@@ -46,6 +50,7 @@ def test_what_is_random_for_a_pair_does_not_depend_on_the_batch_it_is_in(tiny_sd
     assert whole.posterior is not None
     alone = PairBatch(["1"], [0], torch.ones(1), whole.chosen_captions[:1], whole.rejected_captions[:1])
     alone.posterior = whole.posterior[1:2]
-    errors = [pair_errors(policy, DPO(), batch, seed=0) for batch in (whole, alone)]
+    alone.geometry = torch.zeros(1, 2, 6, dtype=torch.int32)
+    errors = [errors_of(policy, batch) for batch in (whole, alone)]
     assert errors[0].timesteps[1] == errors[1].timesteps[0]
     assert torch.allclose(errors[0].policy_chosen[1], errors[1].policy_chosen[0], atol=1e-4)

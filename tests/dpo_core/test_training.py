@@ -17,7 +17,7 @@ from dpo_core.training import TrainSection, train
 def config_of(model: Path, pairs: Path, **overrides) -> TrainSection:
     loop = {"max_steps": 4, "global_batch_size": 8, "worker_batch_size": 8, "log_every": 1, "checkpoint_every": 2}
     given = {
-        "family": {"model": str(model)},
+        "family": {"kind": "sd15", "model": str(model)},
         "objective": {"kind": "dpo", "beta": 500.0},
         "data": {"paths": [str(pairs)], "resolution": 16, "min_side": 16},
         "optim": {"lr": 1e-3},

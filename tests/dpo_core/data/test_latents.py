@@ -22,6 +22,7 @@ def row(pair_id: str, value: float | None, dtype: str = "float32") -> dict:
         "rejected_captions": [] if value is None else [f"rejected {pair_id}"],
         "posterior": posterior,
         "shape": None if value is None else list(SHAPE),
+        "geometry": None if value is None else [40, 50, 0, 5, 32, 32, 32, 32, 0, 0, 32, 32],
         "reason": "image_null" if value is None else None,
         "detail": "" if value is None else None,
         "source_file": "source.parquet",

@@ -1,0 +1,31 @@
+"""Which parts of a training config fit together; asked before a model is loaded or a GPU is requested."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dpo_core.training import TrainSection
+
+
+def check_parts(config: "TrainSection") -> None:
+    """Raise ValueError with every combination in ``config`` that cannot be trained."""
+    problems = [*objective_needs(config), *shaping_needs(config)]
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def objective_needs(config: "TrainSection") -> Iterator[str]:
+    objective, data = config.objective, config.data
+    if objective.captions == "per_image" and data.captions != "per_image":
+        yield (
+            f"objective {objective.kind} needs a caption for each image: set data.captions=per_image "
+            "(columns caption_0 and caption_1)"
+        )
+
+
+def shaping_needs(config: "TrainSection") -> Iterator[str]:
+    objective, shaping = config.objective, config.shaping
+    if shaping.winner_guard is not None and not objective.needs_rejected:
+        yield f"shaping.winner_guard needs rejected images, which objective {objective.kind} does not use"
+    if shaping.margin_cap is not None and not objective.needs_rejected:
+        yield f"shaping.margin_cap needs a margin, which objective {objective.kind} does not have"

@@ -1,0 +1,109 @@
+"""What composes with every objective: timestep weights, the winner-preserving guard, a margin cap, an SFT term."""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from dpo_core.noising import Noising
+from dpo_core.objectives.base import LossOutput, PairErrors, per_pair
+from dpo_core.section import Section
+
+
+class ShapingSection(Section):
+    """What is done to errors before, and to losses after, the objective."""
+
+    weighting: Literal["none", "min_snr", "debiased", "snr"] = "none"
+    """Weight of a timestep, multiplied into all errors: min-SNR (arXiv 2303.09556), debiased (arXiv 2310.08442), or the
+    signal-to-noise ratio to the power ``snr_power``."""
+    snr_gamma: float = Field(default=5.0, gt=0)
+    """Where min-SNR caps the signal-to-noise ratio."""
+    snr_power: float = 0.5
+    """Exponent of ``weighting: snr``; negative weighs high noise more."""
+    timestep_weights: list[tuple[float, float, float]] = []
+    """Further weights over shares of the schedule, as [from, to, weight]; 0 is no noise, 1 pure noise."""
+    winner_guard: float | None = Field(default=None, ge=0, lt=1)
+    """Diffusion-SDPO (arXiv 2511.03317): scale the rejected image's gradient so that, to first order, the chosen
+    image's error still falls by this share of what it would fall without it. Null switches the guard off."""
+    margin_cap: float | None = Field(default=None, gt=0)
+    """A pair whose margin is larger than this teaches nothing more; null has no cap."""
+    sft_weight: float = Field(default=0.0, ge=0)
+    """Weight of the chosen image's own error, added to the loss (the NLL term of arXiv 2404.19733). At beta / 4 its
+    gradient weighs as much as DPO's at the first update."""
+
+    @model_validator(mode="after")
+    def _ranges_are_shares(self) -> "ShapingSection":
+        for low, high, weight in self.timestep_weights:
+            if not (0 <= low < high <= 1 and weight >= 0):
+                raise ValueError(
+                    f"timestep_weights: [{low:g}, {high:g}, {weight:g}] is not [from, to, weight] with "
+                    "0 <= from < to <= 1 and weight >= 0"
+                )
+        return self
+
+
+def timestep_weight(section: ShapingSection, noising: Noising, timesteps: Tensor) -> Float[Tensor, " pairs"] | None:
+    """The weight of each pair's timestep, float32; None when all are one.
+
+    min-SNR is min(SNR, gamma) as a weight of the error of the noise-free latents, so it is divided by SNR where the
+    network predicts the noise, by SNR + 1 where it predicts v, by 1 / sigma^2 where it predicts the velocity of a flow.
+    """
+    if section.weighting == "none" and not section.timestep_weights:
+        return None
+    weight = torch.ones_like(timesteps, dtype=torch.float32)
+    if section.weighting != "none":
+        snr = noising.snr(timesteps)
+        if section.weighting == "min_snr":
+            weight = snr.clamp(max=section.snr_gamma) / noising.error_per_signal_error(timesteps)
+        elif section.weighting == "debiased":
+            weight = snr.rsqrt()
+        else:
+            weight = snr.pow(section.snr_power)
+    share = timesteps / noising.num_timesteps
+    for low, high, factor in section.timestep_weights:
+        weight = torch.where((share >= low) & (share < high), weight * factor, weight)
+    return weight
+
+
+def shape_errors(section: ShapingSection, errors: PairErrors, weight: Float[Tensor, " pairs"] | None) -> PairErrors:
+    """Errors as the objective sees them: weighted, and with the rejected side held back by the guard."""
+    if weight is not None:
+        scaled = {
+            name: value * weight[:, None, None]
+            for name in ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected", "chosen_shift",
+                         "residual_product")
+            if (value := getattr(errors, name)) is not None
+        }  # fmt: skip
+        errors = replace(errors, **scaled)
+    if section.winner_guard is not None:
+        errors = guard_winner(errors, section.winner_guard)
+    return errors
+
+
+def guard_winner(errors: PairErrors, mu: float) -> PairErrors:
+    """The same values, with the gradient of the rejected error scaled per pair (arXiv 2511.03317, eq. 12).
+
+    scale = min(1, (1 - mu) |g_w|^2 / <g_w, g_l>), with g_w and g_l the residuals of chosen and rejected; it is one
+    where they point away from each other, since then lowering one error does not raise the other.
+    """
+    assert errors.policy_rejected is not None
+    assert errors.residual_product is not None
+    product = per_pair(errors.residual_product.detach())
+    limit = (1 - mu) * per_pair(errors.policy_chosen.detach()) / product.clamp(min=1e-12)
+    scale = torch.where(product > 0, limit.clamp(max=1.0), torch.ones_like(limit))[:, None, None]
+    rejected = errors.policy_rejected
+    return replace(errors, policy_rejected=rejected.detach() + scale * (rejected - rejected.detach()))
+
+
+def shape_loss(section: ShapingSection, errors: PairErrors, output: LossOutput) -> Float[Tensor, " pairs"]:
+    """The loss of each pair with margin cap and SFT term."""
+    loss = output.loss
+    if section.margin_cap is not None:
+        assert output.margin is not None
+        loss = torch.where(output.margin.detach() > section.margin_cap, loss.detach(), loss)
+    if section.sft_weight:
+        loss = loss + section.sft_weight * per_pair(errors.policy_chosen)
+    return loss
