@@ -1,14 +1,11 @@
 """What a run says about itself: the loss alone tells nothing (it hovers near ln 2 while both errors rise)."""
 
-import logging
-
 import torch
 from torch import Tensor
 
 from dpo_core.noising import Noising
 from dpo_core.objectives.base import LossOutput, PairErrors, per_pair
 
-log = logging.getLogger(__name__)
 BUCKETS = 5
 """Equal parts of the noise schedule over which margins are told apart."""
 
@@ -51,7 +48,7 @@ def gradient_factor(output: LossOutput) -> Tensor:
 
 
 class ChosenErrorAlarm:
-    """Says when the policy denoises the *chosen* images worse than its reference does, window after window.
+    """Notices when the policy denoises the *chosen* images worse than its reference does, window after window.
 
     A growing margin made of two rising errors is the usual way in which preference training goes wrong.
     """
@@ -60,19 +57,26 @@ class ChosenErrorAlarm:
         self.threshold = threshold
         self.patience = patience
         self.windows = 0
+        self.share = 0.0
 
-    def check(self, step: int, metrics: dict[str, float]) -> bool:
-        """Take the metrics of one logged window; True (and a warning, once per rise) when the alarm is on."""
+    def check(self, metrics: dict[str, float]) -> bool:
+        """Take the metrics of one logged window; True while the alarm is on."""
         shift, reference = metrics.get("chosen_error_vs_reference"), metrics.get("chosen_reference_error")
         if shift is None or reference is None:
             return False
-        rising = shift > self.threshold * reference
-        self.windows = self.windows + 1 if rising else 0
-        if self.windows == self.patience:
-            log.warning(
-                "update %d: the error of the chosen images has been more than %.1f %% above the reference's for %d "
-                "logged windows (now %+.1f %%): the margin grows by unlearning. Lower optim.lr, raise objective.beta, "
-                "or add shaping.sft_weight or shaping.winner_guard.",
-                step, 100 * self.threshold, self.patience, 100 * shift / reference,
-            )  # fmt: skip
+        self.share = shift / max(reference, 1e-12)
+        self.windows = self.windows + 1 if self.share > self.threshold else 0
         return self.windows >= self.patience
+
+    @property
+    def just_raised(self) -> bool:
+        """Whether the last window switched the alarm on."""
+        return self.windows == self.patience
+
+    @property
+    def message(self) -> str:
+        return (
+            f"the error of the chosen images has been more than {100 * self.threshold:g} % above the reference's for "
+            f"{self.patience} logged windows (now {100 * self.share:+.1f} %): the margin grows by unlearning. Lower "
+            "optim.lr, raise objective.beta, or set shaping.sft_weight or shaping.winner_guard."
+        )

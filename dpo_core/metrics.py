@@ -59,6 +59,10 @@ class MetricsFile:
             with path.open("r+b") as file:
                 file.truncate(path.read_bytes().rfind(b"\n") + 1)
 
+    def rows_until(self, step: int) -> list[dict]:
+        """The rows of updates up to ``step``."""
+        return [row for row in read_complete_rows(self.path) if row["step"] <= step]
+
     def append(self, step: int, metrics: dict[str, float]) -> None:
         if step <= self.last_step:
             return

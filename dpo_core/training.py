@@ -2,8 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -14,33 +12,22 @@ from dpo_core.data.batches import PairBatch
 from dpo_core.data.encoder import check_encoder
 from dpo_core.data.plan import DataSection, Plan
 from dpo_core.data.quarantine import Quarantine, Quarantined, counts_by_reason, read_quarantine
-from dpo_core.diagnostics import ChosenErrorAlarm, diagnose
+from dpo_core.diagnostics import ChosenErrorAlarm
 from dpo_core.export import export_model
 from dpo_core.families import DTYPES, SD15, AnyFamily, Precision, weights_hash
 from dpo_core.metrics import MetricsFile, RunningMeans
 from dpo_core.noise import NoiseSection
-from dpo_core.objectives import DPO, AnyObjective, PairErrors
+from dpo_core.objectives import DPO, AnyObjective
 from dpo_core.optim import OptimSection, clip, make_optimizer, make_schedule
 from dpo_core.policy import Policy, PolicySection
 from dpo_core.requirements import check_parts
+from dpo_core.resume import refuse_changed_maths
 from dpo_core.section import Section
-from dpo_core.shaping import ShapingSection, shape_errors, shape_loss, timestep_weight
-from dpo_core.step import pair_errors, prepare_denoising
+from dpo_core.shaping import ShapingSection
 from dpo_core.timesteps import AnyTimesteps, Uniform
+from dpo_core.update import Update
 
 log = logging.getLogger(__name__)
-
-MAY_CHANGE = {
-    "data.paths",
-    "data.max_quarantined_share",
-    "loop.checkpoint_every",
-    "loop.chosen_error_alarm",
-    "loop.export_dtype",
-    "loop.keep_checkpoints",
-    "loop.log_every",
-    "loop.worker_batch_size",
-}
-"""Fields that a resumed run may have changed: they do not touch the mathematics (the data has a hash of its own)."""
 
 
 class LoopSection(Section):
@@ -107,7 +94,7 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
     ``checkpoints/`` and the exported ``model/`` in the run folder. Raises ValueError when the checkpoint was made with
     a config or data that would change the mathematics, and when too many pairs cannot be read.
     """
-    loop, objective, shaping = config.loop, config.objective, config.shaping
+    loop, objective = config.loop, config.objective
     record = config.model_dump(mode="json", include=set(TrainSection.model_fields)) | {"data_sha256": plan.fingerprint}
     check_encoder(plan, config.family)
     family = config.family.load(context.device, loop.precision)
@@ -136,32 +123,18 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
         log.info("resumed at update %d of %d", start, loop.max_steps)
 
     means, file = RunningMeans(), MetricsFile(context.run_dir / "metrics.jsonl") if context.rank == 0 else None
+    update = Update(config, policy, context, scaler, means)
     alarm = ChosenErrorAlarm(loop.chosen_error_alarm)
+    for row in file.rows_until(start) if file is not None else ():
+        alarm.check({name.removeprefix("train/"): value for name, value in row.items()})
     unreadable: list[Quarantined] = []
     logged = start
     stream = batches(start) if start < loop.max_steps else iter(())
     for step in range(start, loop.max_steps):
         micro_batches = next(stream)
-        pairs = torch.stack([batch.weights.sum() for batch in micro_batches]).sum().to(context.device)
-        pairs = context.all_reduce(pairs).clamp(min=1)
+        update.accumulate(micro_batches)
+        unreadable += [item for batch in micro_batches for item in batch.quarantined]
 
-        def errors_of(batch: PairBatch) -> PairErrors:
-            denoising = prepare_denoising(policy, objective, batch, loop.seed, config.timesteps, config.noise)
-            return pair_errors(policy, objective, denoising, needs_product=shaping.winner_guard is not None)
-
-        baseline = global_baseline(objective, micro_batches, errors_of, pairs, context)
-        for batch in micro_batches:
-            weights = batch.weights.to(context.device)
-            raw = errors_of(batch)
-            weight = timestep_weight(shaping, family.noising, raw.timesteps)
-            errors = shape_errors(shaping, replace(raw, baseline=baseline), weight)
-            output = objective(errors)
-            loss = shape_loss(shaping, errors, output)
-            means.add(diagnose(raw, output, loss, family.noising), weights)
-            scaler.scale((loss * weights).sum() / pairs).backward()
-            unreadable += batch.quarantined
-
-        sum_gradients(parameters, context)
         scaler.unscale_(optimizer)
         norm = clip(parameters, config.optim.max_grad_norm)
         if scaler.is_enabled() or bool(norm.isfinite()):
@@ -179,7 +152,9 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
             quarantine.add(found, rows_read=(done - logged) * loop.global_batch_size)
             unreadable, logged = [], done
             window = means.take(context)
-            window["chosen_error_rises"] = float(alarm.check(done, window))
+            window["chosen_error_rises"] = float(alarm.check(window))
+            if alarm.just_raised:
+                log.warning("update %d: %s", done, alarm.message)
             metrics: dict[str, float] = {f"train/{key}": value for key, value in window.items()}
             metrics |= {"train/lr": float(schedule.get_last_lr()[0]), "train/grad_norm": norm.item()}
             metrics |= {"data/quarantined": len(quarantine.records)}
@@ -206,61 +181,3 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
         }
         dtype = DTYPES[loop.export_dtype]
         export_model(context.run_dir / "model", family, name=name, config=record, facts=facts, dtype=dtype)
-
-
-def global_baseline(
-    objective: AnyObjective,
-    micro_batches: list[PairBatch],
-    errors_of: Callable[[PairBatch], PairErrors],
-    pairs: torch.Tensor,
-    context: RunContext,
-) -> torch.Tensor | None:
-    """The mean of the objective's baseline terms over the global batch, or None where it has no baseline.
-
-    It takes a forward pass of its own, since no micro-batch can be trained on before all have been seen.
-    """
-    if not objective.needs_baseline:
-        return None
-    with torch.no_grad():
-        terms = [
-            (objective.baseline_terms(errors_of(batch)) * batch.weights.to(context.device)).sum()
-            for batch in micro_batches
-        ]
-    return context.all_reduce(torch.stack(terms).sum()) / pairs
-
-
-def sum_gradients(parameters: list[torch.nn.Parameter], context: RunContext) -> None:
-    """Add up the gradients of all ranks, as one flat buffer; each rank's losses are already over the global count."""
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    if context.world_size == 1:
-        return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = context.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
-    for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(total.view_as(gradient))
-
-
-def refuse_changed_maths(saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """ValueError when the run in this folder was started with another config, or other data, than now."""
-    was, given = flatten(saved), flatten(now)
-    free = MAY_CHANGE | ({"loop.max_steps"} if given.get("optim.schedule", "").startswith("constant") else set())
-    changed = [key for key in sorted(was.keys() | given.keys()) if was.get(key) != given.get(key) and key not in free]
-    if changed:
-        listed = "; ".join(f"{key} was {was.get(key)!r}, now {given.get(key)!r}" for key in changed)
-        raise ValueError(
-            f"this run cannot go on with a changed config: {listed}. Give it another run.name, or change only "
-            f"{', '.join(sorted(free))}."
-        )
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -1,0 +1,39 @@
+"""Whether a run may go on with the config that is given now."""
+
+from typing import Any
+
+MAY_CHANGE = {
+    "data.paths",
+    "data.max_quarantined_share",
+    "loop.checkpoint_every",
+    "loop.chosen_error_alarm",
+    "loop.export_dtype",
+    "loop.keep_checkpoints",
+    "loop.log_every",
+    "loop.worker_batch_size",
+}
+"""Fields that a resumed run may have changed: they do not touch the mathematics (the data has a hash of its own)."""
+
+
+def refuse_changed_maths(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """ValueError when the run in this folder was started with another config, or other data, than now."""
+    was, given = flatten(saved), flatten(now)
+    free = MAY_CHANGE | ({"loop.max_steps"} if given.get("optim.schedule", "").startswith("constant") else set())
+    changed = [key for key in sorted(was.keys() | given.keys()) if was.get(key) != given.get(key) and key not in free]
+    if changed:
+        listed = "; ".join(f"{key} was {was.get(key)!r}, now {given.get(key)!r}" for key in changed)
+        raise ValueError(
+            f"this run cannot go on with a changed config: {listed}. Give it another run.name, or change only "
+            f"{', '.join(sorted(free))}."
+        )
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

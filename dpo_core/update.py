@@ -1,0 +1,90 @@
+"""The gradient of one update: every micro-batch of this rank forwards and backwards, then the sum over ranks."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from dpo_core.context import RunContext
+from dpo_core.data.batches import PairBatch
+from dpo_core.diagnostics import diagnose
+from dpo_core.metrics import RunningMeans
+from dpo_core.objectives.base import PairErrors
+from dpo_core.policy import Policy
+from dpo_core.shaping import shape_errors, shape_loss, timestep_weight
+from dpo_core.step import pair_errors, prepare_denoising
+
+if TYPE_CHECKING:
+    from dpo_core.training import TrainSection
+
+
+@dataclass(frozen=True)
+class Update:
+    """What every update of a run has in common."""
+
+    config: "TrainSection"
+    policy: Policy
+    context: RunContext
+    scaler: torch.amp.GradScaler  # pyright: ignore[reportPrivateImportUsage]
+    means: RunningMeans
+
+    def accumulate(self, micro_batches: list[PairBatch]) -> None:
+        """Leave the gradient of the global batch in every parameter, on every rank alike, and the means in ``means``.
+
+        Each pair's loss is divided by the number of usable pairs in the whole global batch, so neither accumulation nor
+        the number of ranks changes the update.
+        """
+        config, context = self.config, self.context
+        noising = self.policy.family.noising
+        weights = [batch.weights.to(context.device) for batch in micro_batches]
+        pairs = context.all_reduce(torch.stack([weight.sum() for weight in weights]).sum()).clamp(min=1)
+        baseline = self._baseline(micro_batches, weights, pairs)
+        for batch, weight in zip(micro_batches, weights, strict=True):
+            raw, shaped = self._errors(batch)
+            shaped = replace(shaped, baseline=baseline)
+            output = config.objective(shaped)
+            loss = shape_loss(config.shaping, shaped, output)
+            self.means.add(diagnose(raw, output, loss, noising), weight)
+            self.scaler.scale((loss * weight).sum() / pairs).backward()
+        sum_gradients(self.policy.parameters(), context)
+
+    def _errors(self, batch: PairBatch) -> tuple[PairErrors, PairErrors]:
+        """Errors as the denoiser made them, and as the objective sees them."""
+        config, shaping = self.config, self.config.shaping
+        denoising = prepare_denoising(
+            self.policy, config.objective, batch, config.loop.seed, config.timesteps, config.noise
+        )
+        guarded = shaping.winner_guard is not None
+        raw = pair_errors(self.policy, config.objective, denoising, needs_product=guarded)
+        weight = timestep_weight(shaping, self.policy.family.noising, raw.timesteps)
+        return raw, shape_errors(shaping, raw, weight)
+
+    @torch.no_grad()
+    def _baseline(
+        self, micro_batches: list[PairBatch], weights: list[torch.Tensor], pairs: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The mean of the objective's baseline terms over the global batch, or None where it has no baseline.
+
+        It takes a forward pass of its own, since no micro-batch can be trained on before all have been seen.
+        """
+        objective = self.config.objective
+        if not objective.needs_baseline:
+            return None
+        terms = [
+            (objective.baseline_terms(self._errors(batch)[1]) * weight).sum()
+            for batch, weight in zip(micro_batches, weights, strict=True)
+        ]
+        return self.context.all_reduce(torch.stack(terms).sum()) / pairs
+
+
+def sum_gradients(parameters: list[torch.nn.Parameter], context: RunContext) -> None:
+    """Add up the gradients of all ranks, as one flat buffer; each rank's losses are already over the global count."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if context.world_size == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = context.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(total.view_as(gradient))
