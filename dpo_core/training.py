@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from dpo_core.checkpoint import TrainingState, load_latest, save_checkpoint
 from dpo_core.context import RunContext
-from dpo_core.data.batches import PairBatch
+from dpo_core.data.batches import PairBatch, Share
 from dpo_core.data.encoder import check_encoder
 from dpo_core.data.plan import DataSection, Plan
 from dpo_core.data.quarantine import Quarantine, Quarantined, counts_by_reason, read_quarantine
@@ -62,6 +62,10 @@ class LoopSection(Section):
                 "or a resumed run would log other means than an uninterrupted one"
             )
         return self
+
+    def share(self, context: RunContext) -> Share:
+        """What the process of ``context`` trains on."""
+        return Share(self.seed, self.global_batch_size, self.worker_batch_size, context.rank, context.world_size)
 
 
 class TrainSection(Section):

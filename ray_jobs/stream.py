@@ -19,7 +19,7 @@ import ray
 import ray.data
 from ray.data import DataContext
 
-from dpo_core.data.batches import DataSection, PairBatch, make_schedule, micro_batches
+from dpo_core.data.batches import DataSection, PairBatch, Share, make_schedule, micro_batches
 from dpo_core.data.latents import LatentCache
 from dpo_core.data.loader import BatchLoader
 from dpo_core.data.order import Schedule
@@ -40,22 +40,17 @@ class Recipe:
     """What a task needs besides its slots."""
 
     section: DataSection
-    seed: int
+    share: Share
     cache: LatentCache | None
-    worker_batch_size: int
 
 
 def ray_step_batches(
     plan: Plan,
     section: DataSection,
-    *,
-    seed: int,
-    global_batch_size: int,
-    worker_batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
+    share: Share,
     start_step: int = 0,
     stop_step: int | None = None,
+    *,
     cpus_per_read: float = 0.25,
     prefetch_units: int = 2,
 ) -> Generator[list[PairBatch], None, None]:
@@ -65,9 +60,9 @@ def ray_step_batches(
     ``stop_step`` where that is given, so that nothing is read in vain. Closing the iterator ends the execution. Raises
     ValueError as `step_batches` does.
     """
-    schedule = make_schedule(plan, section, seed=seed, global_batch_size=global_batch_size)
-    per_step = len(schedule.lanes_of(rank, world_size)) * schedule.items_per_lane
-    recipe = Recipe(section, seed, plan.cache, worker_batch_size)
+    schedule = make_schedule(plan, section, share)
+    per_step = len(schedule.lanes_of(share.rank, share.world_size)) * schedule.items_per_lane
+    recipe = Recipe(section, share, plan.cache)
     unit_steps = steps_per_unit(per_step, bytes_per_pair(section, plan.cache))
     units = max(8, EXECUTION_SLOTS // (unit_steps * per_step))
 
@@ -76,8 +71,9 @@ def ray_step_batches(
             last = min(first + units * unit_steps, stop_step if stop_step is not None else sys.maxsize)
             if first >= last:
                 return
-            rows = [unit_row(schedule, steps, rank, world_size) for steps in cut_steps(first, last, unit_steps)]
-            dataset = quietly(lambda rows=rows: read_units(rows, recipe, cpus_per_read, tasks_at_once(world_size)))
+            rows = [unit_row(schedule, steps, share) for steps in cut_steps(first, last, unit_steps)]
+            tasks = tasks_at_once(share.world_size)
+            dataset = quietly(lambda rows=rows, tasks=tasks: read_units(rows, recipe, cpus_per_read, tasks))
             with closing(iterate(dataset, prefetch_units)) as results:
                 for unit in results:
                     yield from unit
@@ -108,8 +104,8 @@ def bytes_per_pair(section: DataSection, cache: LatentCache | None) -> int:
     return 2 * 2 * 4 * channels * height * width
 
 
-def unit_row(schedule: Schedule, steps: range, rank: int, world_size: int) -> dict[str, bytes]:
-    return {"slots": pickle.dumps([schedule.slots(step, rank, world_size) for step in steps])}
+def unit_row(schedule: Schedule, steps: range, share: Share) -> dict[str, bytes]:
+    return {"slots": pickle.dumps([schedule.slots(step, share.rank, share.world_size) for step in steps])}
 
 
 def read_units(rows: list[dict[str, bytes]], recipe: Recipe, cpus: float, tasks: int) -> ray.data.Dataset:
@@ -138,7 +134,7 @@ def tasks_at_once(world_size: int) -> int:
 def read_unit(row: pa.Table, *, recipe: Recipe) -> pa.Table:
     steps: list[list[Slot]] = pickle.loads(row.column("slots")[0].as_py())
     loader = loader_of(pickle.dumps(recipe))
-    batches = [micro_batches(loader, slots, recipe.worker_batch_size) for slots in steps]
+    batches = [micro_batches(loader, slots, recipe.share.worker_batch_size) for slots in steps]
     return pa.table({"batches": pa.array([pickle.dumps(batches, protocol=5)], type=pa.large_binary())})
 
 
@@ -146,7 +142,7 @@ def read_unit(row: pa.Table, *, recipe: Recipe) -> pa.Table:
 def loader_of(recipe: bytes) -> BatchLoader:
     """The loader of this process; kept between tasks for the row groups it remembers."""
     parts: Recipe = pickle.loads(recipe)
-    return BatchLoader(parts.section, parts.seed, parts.cache, cache_bytes=READER_BYTES)
+    return BatchLoader(parts.section, parts.share.seed, parts.cache, cache_bytes=READER_BYTES)
 
 
 def iterate(dataset: ray.data.Dataset, prefetch: int) -> Generator[list[list[PairBatch]], None, None]:

@@ -85,7 +85,7 @@ def train_here(job: TrainJob, folder: Path, plan: Plan) -> None:
     context = LocalContext(folder)
 
     def batches(start: int) -> Iterator[list[PairBatch]]:
-        return step_batches(plan, job.data, **batch_plan(job, context.rank, context.world_size, start))
+        return step_batches(plan, job.data, job.loop.share(context), start)
 
     train(job, context, plan, batches, name=job.run.name)
 
@@ -146,23 +146,13 @@ def train_worker(task: dict[str, Any]) -> None:
         return ray_step_batches(
             plan,
             job.data,
-            **batch_plan(job, context.rank, context.world_size, start),
-            stop_step=job.loop.max_steps,
+            job.loop.share(context),
+            start,
+            job.loop.max_steps,
             cpus_per_read=job.cluster.cpus_per_read,
         )
 
     train(job, context, plan, batches, name=job.run.name)
-
-
-def batch_plan(job: TrainJob, rank: int, world_size: int, start: int) -> dict[str, int]:
-    return {
-        "seed": job.loop.seed,
-        "global_batch_size": job.loop.global_batch_size,
-        "worker_batch_size": job.loop.worker_batch_size,
-        "rank": rank,
-        "world_size": world_size,
-        "start_step": start,
-    }
 
 
 def main(argv: list[str] | None = None) -> int:

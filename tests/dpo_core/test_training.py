@@ -32,19 +32,12 @@ def config_of(model: Path, pairs: Path, **overrides) -> TrainSection:
 def run(config: TrainSection, folder: Path) -> dict[str, torch.Tensor]:
     """Train in ``folder`` and return the final weights."""
     folder.mkdir(exist_ok=True)
-    plan = Plan.build(config.data)
+    plan, context = Plan.build(config.data), LocalContext(folder, "cpu")
 
     def batches(start: int):
-        return step_batches(
-            plan,
-            config.data,
-            seed=config.loop.seed,
-            global_batch_size=config.loop.global_batch_size,
-            worker_batch_size=config.loop.worker_batch_size,
-            start_step=start,
-        )
+        return step_batches(plan, config.data, config.loop.share(context), start)
 
-    train(config, LocalContext(folder, "cpu"), plan, batches, name="test")
+    train(config, context, plan, batches, name="test")
     saved = load_latest(folder / "checkpoints")
     assert saved is not None
     return saved.weights

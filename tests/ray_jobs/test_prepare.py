@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpo_core.data import latents
-from dpo_core.data.batches import DataSection, step_batches
+from dpo_core.data.batches import DataSection, Share, step_batches
 from dpo_core.data.encoder import check_encoder
 from dpo_core.data.plan import Plan
 from dpo_core.data.quarantine import counts_by_reason, read_quarantine
@@ -40,13 +40,13 @@ def cached(work: PrepareJob) -> DataSection:
     return work.data.model_copy(update={"paths": [work.cache.folder]})
 
 
-STEP = {"seed": 5, "global_batch_size": 8, "worker_batch_size": 8}
+SHARE = Share(seed=5, global_batch_size=8, worker_batch_size=8)
 
 
 def check_latents_match_images(work: PrepareJob, tolerance: float) -> None:
     family = work.family.load(torch.device("cpu"), "fp32")
-    fresh = flat(take(step_batches(Plan.build(work.data), work.data, **STEP), 6))
-    stored = flat(take(step_batches(Plan.build(cached(work)), cached(work), **STEP), 6))
+    fresh = flat(take(step_batches(Plan.build(work.data), work.data, SHARE), 6))
+    stored = flat(take(step_batches(Plan.build(cached(work)), cached(work), SHARE), 6))
     for images, posteriors in zip(fresh, stored, strict=True):
         assert images.pair_ids == posteriors.pair_ids
         assert images.epochs == posteriors.epochs

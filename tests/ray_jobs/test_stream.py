@@ -1,10 +1,11 @@
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dpo_core.data.batches import DataSection, step_batches
+from dpo_core.data.batches import DataSection, Share, step_batches
 from dpo_core.data.plan import Plan
 from ray_jobs import stream
 from ray_jobs.stream import cut_steps, ray_step_batches, steps_per_unit
@@ -21,7 +22,7 @@ SECTION = DataSection(
     caption_dropout=0.2,
     max_quarantined_share=0.5,
 )
-STEP = {"seed": 3, "global_batch_size": 8, "worker_batch_size": 3}
+SHARE = Share(seed=3, global_batch_size=8, worker_batch_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +39,19 @@ def small_units(monkeypatch):
 
 @pytest.mark.ray
 def test_ray_gives_what_one_process_gives_across_units_and_executions(ray_cluster, plan, small_units):
-    streamed = ray_step_batches(plan, SECTION, **STEP)
+    streamed = ray_step_batches(plan, SECTION, SHARE)
     ours = take(streamed, 19)
     streamed.close()
-    assert_same(ours, take(step_batches(plan, SECTION, **STEP), 19))
+    assert_same(ours, take(step_batches(plan, SECTION, SHARE), 19))
     assert sum(len(batch.quarantined) for step in ours for batch in step) > 9
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("rank", [0, 1])
 def test_each_of_two_ranks_resumes_in_the_middle_bit_for_bit(ray_cluster, plan, small_units, rank):
-    where = {**STEP, "rank": rank, "world_size": 2, "start_step": 5}
-    streamed = ray_step_batches(plan, SECTION, **where, stop_step=8)
-    assert_same(list(streamed), take(step_batches(plan, SECTION, **where), 3))
+    half = replace(SHARE, rank=rank, world_size=2)
+    streamed = ray_step_batches(plan, SECTION, half, 5, 8)
+    assert_same(list(streamed), take(step_batches(plan, SECTION, half, 5), 3))
 
 
 @pytest.mark.ray
@@ -59,7 +60,7 @@ def test_reading_goes_on_beside_workers_that_hold_most_cpus(ray_cluster, plan):
 
     class Worker:
         def run(self) -> int:
-            return len(take(ray_step_batches(Plan.build(SECTION), SECTION, **STEP, stop_step=2), 2))
+            return len(take(ray_step_batches(Plan.build(SECTION), SECTION, SHARE, stop_step=2), 2))
 
     Remote: Any = ray.remote(num_cpus=0.8)(Worker)
     workers = [Remote.remote(), Remote.remote()]
@@ -74,7 +75,7 @@ def test_reading_goes_on_beside_workers_that_hold_most_cpus(ray_cluster, plan):
 def test_closing_a_stream_gives_its_cpus_back(ray_cluster, plan, small_units):
     import ray
 
-    streamed = ray_step_batches(plan, SECTION, **STEP)
+    streamed = ray_step_batches(plan, SECTION, SHARE)
     next(streamed)
     streamed.close()
     deadline = time.monotonic() + 60
@@ -90,7 +91,7 @@ def test_streaming_leaves_the_settings_of_the_process_alone_and_prints_nothing(r
     from ray.data import DataContext
 
     before = DataContext.get_current().execution_options.preserve_order
-    list(ray_step_batches(plan, SECTION, **STEP, stop_step=1))
+    list(ray_step_batches(plan, SECTION, SHARE, stop_step=1))
     assert DataContext.get_current().execution_options.preserve_order == before
     shown = capfd.readouterr()
     assert "Dataset" not in shown.out + shown.err
@@ -98,7 +99,7 @@ def test_streaming_leaves_the_settings_of_the_process_alone_and_prints_nothing(r
 
 def test_more_ranks_than_lanes_are_refused_before_ray_is_asked(plan):
     with pytest.raises(ValueError, match="9 workers cannot share 8 lanes"):
-        ray_step_batches(plan, SECTION, **STEP, world_size=9)
+        ray_step_batches(plan, SECTION, replace(SHARE, world_size=9))
 
 
 @pytest.mark.parametrize(

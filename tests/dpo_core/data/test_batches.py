@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpo_core.data.batches import DataSection, PairBatch, make_schedule, step_batches
+from dpo_core.data.batches import DataSection, PairBatch, Share, make_schedule, step_batches
 from dpo_core.data.loader import BatchLoader
 from dpo_core.data.plan import Plan
 from dpo_core.data.scan import RowGroup
@@ -20,7 +21,7 @@ from tests.same_batches import assert_same, flat, pixels_of, take
 ASSETS = Path(__file__).parents[2] / "assets"
 REAL = DataSection(paths=[str(ASSETS / "real_pairs.parquet")], resolution=32)
 PLAN = Plan.build(REAL)
-STEP = {"seed": 1, "global_batch_size": 8, "worker_batch_size": 3}
+SHARE = Share(seed=1, global_batch_size=8, worker_batch_size=3)
 
 
 def every_row(section: DataSection) -> PairBatch:
@@ -63,7 +64,7 @@ def test_any_world_size_sees_the_same_global_batches_from_any_step(
     group_sizes, lanes, global_batch_size, world_size, start, seed
 ):
     section = DataSection(paths=["a.parquet"], lanes=lanes)
-    schedule = make_schedule(invented_plan(group_sizes), section, seed=seed, global_batch_size=global_batch_size)
+    schedule = make_schedule(invented_plan(group_sizes), section, Share(seed, global_batch_size, 1))
     world_size = min(world_size, schedule.lanes)
     for step in range(start, start + 3):
         alone = Counter(schedule.slots(step, 0, 1))
@@ -80,7 +81,7 @@ def test_any_world_size_sees_the_same_global_batches_from_any_step(
 def test_the_stream_visits_every_row_of_every_finished_epoch_exactly_once(group_sizes, lanes, global_batch_size):
     plan = invented_plan(group_sizes)
     section = DataSection(paths=["a.parquet"], lanes=lanes)
-    schedule = make_schedule(plan, section, seed=0, global_batch_size=global_batch_size)
+    schedule = make_schedule(plan, section, Share(0, global_batch_size, 1))
     seen = Counter(
         (slot.epoch, slot.pair_id)
         for step in range(2 + 2 * plan.rows // schedule.items_per_lane)
@@ -91,8 +92,8 @@ def test_the_stream_visits_every_row_of_every_finished_epoch_exactly_once(group_
 
 
 def test_two_ranks_together_train_on_what_one_rank_trains_on():
-    alone = by_pair(take(step_batches(PLAN, REAL, **STEP), 4))
-    halves = [by_pair(take(step_batches(PLAN, REAL, **STEP, rank=rank, world_size=2), 4)) for rank in (0, 1)]
+    alone = by_pair(take(step_batches(PLAN, REAL, SHARE), 4))
+    halves = [by_pair(take(step_batches(PLAN, REAL, replace(SHARE, rank=rank, world_size=2)), 4)) for rank in (0, 1)]
     assert not halves[0].keys() & halves[1].keys()
     together = halves[0] | halves[1]
     assert together.keys() == alone.keys()
@@ -101,13 +102,11 @@ def test_two_ranks_together_train_on_what_one_rank_trains_on():
 
 def test_starting_at_a_step_is_skipping_the_steps_before_it():
     section = REAL.model_copy(update={"crop": "random", "flip": "independent", "caption_dropout": 0.3})
-    assert_same(
-        take(step_batches(PLAN, section, **STEP, start_step=3), 3), take(step_batches(PLAN, section, **STEP), 6)[3:]
-    )
+    assert_same(take(step_batches(PLAN, section, SHARE, 3), 3), take(step_batches(PLAN, section, SHARE), 6)[3:])
 
 
 def test_micro_batches_have_the_worker_batch_size_and_the_last_one_the_rest():
-    (step,) = take(step_batches(PLAN, REAL, **STEP), 1)
+    (step,) = take(step_batches(PLAN, REAL, SHARE), 1)
     assert [len(batch) for batch in step] == [3, 3, 2]
     assert pixels_of(step[0]).shape == (3, 2, 3, 32, 32)
     assert pixels_of(step[0]).dtype == torch.uint8
@@ -117,7 +116,7 @@ def test_micro_batches_have_the_worker_batch_size_and_the_last_one_the_rest():
 
 def test_more_ranks_than_lanes_are_refused_at_once():
     with pytest.raises(ValueError, match="5 workers cannot share 4 lanes"):
-        step_batches(PLAN, REAL, seed=0, global_batch_size=4, worker_batch_size=1, rank=0, world_size=5)
+        step_batches(PLAN, REAL, Share(0, 4, 1, rank=0, world_size=5))
 
 
 def test_hostile_rows_leave_an_empty_slot_and_a_reason():
@@ -164,7 +163,7 @@ def test_captions_are_shared_unless_each_image_is_asked_for_its_own():
 
 def test_caption_dropout_empties_both_captions_of_about_that_share_of_pairs():
     section = REAL.model_copy(update={"caption_dropout": 0.5})
-    batches = flat(take(step_batches(PLAN, section, **STEP), 12))
+    batches = flat(take(step_batches(PLAN, section, SHARE), 12))
     empty = [caption == "" for batch in batches for caption in batch.chosen_captions]
     assert [caption == "" for batch in batches for caption in batch.rejected_captions] == empty
     assert 0.3 < sum(empty) / len(empty) < 0.7
@@ -175,15 +174,15 @@ def test_a_list_of_captions_is_drawn_from_anew_in_each_epoch(tmp_path):
     table = pa.Table.from_pylist([{**rows[0], "caption": ["one", "two", "three"]}])
     pq.write_table(table, tmp_path / "a.parquet")
     section = DataSection(paths=[str(tmp_path)], resolution=32)
-    steps = take(step_batches(Plan.build(section), section, seed=0, global_batch_size=1, worker_batch_size=1), 30)
+    steps = take(step_batches(Plan.build(section), section, Share(0, 1, 1)), 30)
     assert {batch.chosen_captions[0] for batch in flat(steps)} == {"one", "two", "three"}
 
 
 def test_flips_mirror_both_images_of_a_pair_or_each_on_its_own():
-    still = by_pair(take(step_batches(PLAN, REAL, **STEP), 3))
+    still = by_pair(take(step_batches(PLAN, REAL, SHARE), 3))
 
     def flips(kind: str) -> list[tuple[bool, ...]]:
-        moved = by_pair(take(step_batches(PLAN, REAL.model_copy(update={"flip": kind}), **STEP), 3))
+        moved = by_pair(take(step_batches(PLAN, REAL.model_copy(update={"flip": kind}), SHARE), 3))
         for pair in still:
             for side in (0, 1):
                 assert torch.equal(moved[pair][side], still[pair][side]) or torch.equal(
@@ -213,7 +212,7 @@ def test_a_reader_without_memory_reads_the_same_rows():
 def test_a_file_that_vanishes_while_training_is_one_clear_error(tmp_path):
     file = Path(shutil.copy(ASSETS / "real_pairs.parquet", tmp_path))
     section = DataSection(paths=[str(file)], resolution=32)
-    stream = step_batches(Plan.build(section), section, **STEP)
+    stream = step_batches(Plan.build(section), section, SHARE)
     file.unlink()
     with pytest.raises(ValueError, match=r"real_pairs\.parquet cannot be read"):
         next(stream)

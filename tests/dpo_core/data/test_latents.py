@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dpo_core.data import latents
-from dpo_core.data.batches import DataSection, step_batches
+from dpo_core.data.batches import DataSection, Share, step_batches
 from dpo_core.data.plan import Plan
 from dpo_core.data.quarantine import Quarantined, Reason, write_quarantine
 
@@ -78,7 +78,7 @@ def test_a_plan_over_a_cache_counts_every_row_of_the_source(tmp_path):
 def test_batches_of_a_cache_hold_posteriors_in_float32(tmp_path, dtype):
     make_cache(tmp_path, dtype=dtype)
     section = SECTION.model_copy(update={"paths": [str(tmp_path)]})
-    (batch,) = next(step_batches(Plan.build(section), section, seed=0, global_batch_size=5, worker_batch_size=5))
+    (batch,) = next(step_batches(Plan.build(section), section, Share(0, 5, 5)))
     assert batch.pixels is None
     assert batch.posterior is not None
     assert batch.posterior.shape == (5, 2, 2, *SHAPE)
