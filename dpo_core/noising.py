@@ -1,7 +1,8 @@
 """Forward processes: how noise is mixed into latents, and what the network is asked to predict."""
 
+import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +19,10 @@ class Noising(Protocol):
     @property
     def num_timesteps(self) -> int:
         """Length of the schedule."""
+        ...
+
+    def at_size(self, height: int, width: int) -> "Noising":
+        """The process for latents of this size: itself, unless larger images are noised more."""
         ...
 
     def timesteps_at(self, share: Float[Tensor, " n"]) -> Timesteps:
@@ -47,6 +52,10 @@ class EpsilonNoising:
     @property
     def num_timesteps(self) -> int:
         return self.alphas_cumprod.shape[0]
+
+    def at_size(self, height: int, width: int) -> "EpsilonNoising":
+        del height, width
+        return self
 
     def timesteps_at(self, share: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
         return (share.double() * self.num_timesteps).long().clamp_(0, self.num_timesteps - 1)
@@ -88,18 +97,49 @@ class VelocityNoising(EpsilonNoising):
 
 
 @dataclass(frozen=True)
+class SizeShift:
+    """A shift that grows with the image: log shift is linear in the number of patches, as FLUX.1 dev was trained.
+
+    The names are those of a scheduler with ``use_dynamic_shifting``; mu runs from ``base_shift`` at
+    ``base_image_seq_len`` patches to ``max_shift`` at ``max_image_seq_len``, and beyond.
+    """
+
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
+    patch: int = 2
+    """Side of a patch in latents."""
+    exponential: bool = True
+    """Whether shift = exp(mu) or mu itself (``time_shift_type``)."""
+
+    def __call__(self, height: int, width: int) -> float:
+        """The shift for latents of this size."""
+        patches = (height // self.patch) * (width // self.patch)
+        slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
+        mu = self.base_shift + slope * (patches - self.base_image_seq_len)
+        return math.exp(mu) if self.exponential else mu
+
+
+@dataclass(frozen=True)
 class RectifiedFlow:
     """A straight path from latents to noise, the network predicts its velocity (arXiv 2209.03003; 2403.03206, eq. 13).
 
     noisy = (1 - sigma) x + sigma eps, target = eps - x, timestep = 1000 sigma.
     """
 
-    num_timesteps: ClassVar[int] = 1000
-
-    shift: float = 1.0
+    shift: float | SizeShift = 1.0
     """Moves the schedule to high noise: sigma = shift s / (1 + (shift - 1) s) (arXiv 2403.03206, eq. 23)."""
 
+    @property
+    def num_timesteps(self) -> int:
+        return 1000
+
+    def at_size(self, height: int, width: int) -> "RectifiedFlow":
+        return RectifiedFlow(self.shift(height, width)) if isinstance(self.shift, SizeShift) else self
+
     def timesteps_at(self, share: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        assert not isinstance(self.shift, SizeShift), "this flow depends on the size of the latents: ask at_size first"
         share = share.double()
         return (self.num_timesteps * (self.shift * share / (1 + (self.shift - 1) * share))).float()
 
@@ -120,6 +160,23 @@ class RectifiedFlow:
 
     def error_per_signal_error(self, timesteps: Timesteps) -> Float[Tensor, " n"]:
         return self._sigma(timesteps).clamp(min=1e-6).pow(-2)
+
+
+def flow_of(scheduler_config: dict, *, patch: int, shift: float | None = None) -> RectifiedFlow:
+    """The rectified flow a diffusers ``scheduler_config.json`` describes; ``shift`` overrides the config's.
+
+    ``patch`` is the side of the denoiser's patches in latents. Raises ValueError when the config is not of a flow.
+    """
+    given = {name: value for name, value in scheduler_config.items() if value is not None}
+    static = given.get("shift", given.get("flow_shift"))
+    if static is None:
+        raise ValueError(f"the scheduler {given.get('_class_name', '')} has no shift: it is not one of flow matching")
+    if shift is None and given.get("use_dynamic_shifting", False):
+        names = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
+        sizes = {name: given[name] for name in names if name in given}
+        exponential = given.get("time_shift_type", "exponential") == "exponential"
+        return RectifiedFlow(SizeShift(**sizes, patch=patch, exponential=exponential))
+    return RectifiedFlow(float(static if shift is None else shift))
 
 
 def noising_of(scheduler_config: dict, *, zero_terminal_snr: bool | None = None) -> EpsilonNoising:

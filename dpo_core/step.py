@@ -1,6 +1,6 @@
 """One preference step: a batch of pairs in, denoising errors out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -44,16 +44,18 @@ def prepare_denoising(
     """
     family, device = policy.family, policy.device
     sides = 2 if objective.needs_rejected else 1
+    batch = flip_labels(batch) if objective.flips_labels else batch
     sampling, mixing = timesteps or Uniform(), noise or NoiseSection()
     names = (seed, batch.epochs, batch.pair_ids)
 
     latents = pair_latents(policy, batch, sides, seed)
     shared = pair_noise(mixing, tuple(latents.shape[1:]), *names).to(device).repeat(sides, 1, 1, 1)
-    levels = family.noising.timesteps_at(sampling.share(timestep_uniforms(*names))).to(device).repeat(sides)
+    noising = family.noising.at_size(*latents.shape[-2:])
+    levels = noising.timesteps_at(sampling.share(timestep_uniforms(*names))).to(device).repeat(sides)
     conditioning, reference_conditioning = policy.condition(batch, sides)
     return Denoising(
-        noisy=family.noising.add_noise(latents, input_noise(mixing, shared, sides, *names), levels),
-        target=family.noising.target(latents, shared, levels),
+        noisy=noising.add_noise(latents, input_noise(mixing, shared, sides, *names), levels),
+        target=noising.target(latents, shared, levels),
         timesteps=levels,
         conditioning=conditioning,
         reference_conditioning=reference_conditioning,
@@ -62,14 +64,30 @@ def prepare_denoising(
     )
 
 
+def flip_labels(batch: PairBatch) -> PairBatch:
+    """The same pairs with chosen and rejected exchanged; what is random for a pair stays with the place."""
+    sides = {name: getattr(batch, name) for name in ("pixels", "posterior", "geometry", "quality")}
+    return replace(
+        batch,
+        chosen_captions=batch.rejected_captions,
+        rejected_captions=batch.chosen_captions,
+        **{name: value.flip(1) for name, value in sides.items() if value is not None},
+    )
+
+
 def pair_errors(
-    policy: Policy, objective: Objective, denoising: Denoising, *, needs_product: bool = False
+    policy: Policy,
+    objective: Objective,
+    denoising: Denoising,
+    *,
+    needs_product: bool = False,
+    huber_delta: float | None = None,
 ) -> PairErrors:
     """How well policy and reference denoise: every map that ``objective`` reads, in float32.
 
     Errors are reduced in float32 whatever the precision of the forward pass: with beta in the thousands a
     half-precision reduction turns ln 2 at step 0 into anything between 0 and 4. ``needs_product`` asks for the product
-    of the residuals as well (the winner-preserving guard).
+    of the residuals as well (the winner-preserving guard); ``huber_delta`` is as in ``ShapingSection``.
     """
     pairs, noisy, timesteps = denoising.pairs, denoising.noisy, denoising.timesteps
     reference: Tensor | None = None
@@ -79,8 +97,8 @@ def pair_errors(
     target = denoising.target.float()
 
     residual = prediction - target
-    errors = residual.square().mean(dim=1).split(pairs)
-    frozen = (reference - target).square().mean(dim=1).split(pairs) if reference is not None else ()
+    errors = penalty(residual, huber_delta).mean(dim=1).split(pairs)
+    frozen = penalty(reference - target, huber_delta).mean(dim=1).split(pairs) if reference is not None else ()
     shift = product = None
     if objective.needs_shift:
         assert reference is not None
@@ -98,6 +116,14 @@ def pair_errors(
         chosen_quality=denoising.quality[:, 0] if denoising.quality is not None else None,
         rejected_quality=denoising.quality[:, 1] if denoising.quality is not None else None,
     )
+
+
+def penalty(residual: Float[Tensor, "n c h w"], huber_delta: float | None) -> Float[Tensor, "n c h w"]:
+    """The square of each residual, continued by its tangent beyond ``huber_delta``."""
+    if huber_delta is None:
+        return residual.square()
+    inside = residual.abs().clamp(max=huber_delta)
+    return inside * (2 * residual.abs() - inside)
 
 
 def pair_latents(policy: Policy, batch: PairBatch, sides: int, seed: int) -> Float[Tensor, "n c h w"]:
