@@ -27,7 +27,7 @@ def diagnose(errors: PairErrors, output: LossOutput, loss: Tensor, noising: Nois
         margin = output.margin.detach()
         values["margin"] = margin
         values["implicit_accuracy"] = accuracy(margin)
-        values["gradient_factor"] = gradient_factor(output)
+        values["gradient_factor"] = gradient_factor(loss, output.margin)
         bucket = (errors.timesteps / noising.num_timesteps * BUCKETS).long().clamp(max=BUCKETS - 1)
         values |= {f"margin_by_timestep/{index}": (margin, bucket == index) for index in range(BUCKETS)}
     return values | {name: value.detach() for name, value in output.metrics.items()}
@@ -38,12 +38,14 @@ def accuracy(margin: Tensor) -> Tensor:
     return (margin > 0).float() + 0.5 * (margin == 0).float()
 
 
-def gradient_factor(output: LossOutput) -> Tensor:
-    """|d loss / d margin| of each pair: how much it still teaches (for DPO sigmoid(-margin), one half at first)."""
-    assert output.margin is not None
-    if not output.margin.requires_grad:
-        return torch.zeros_like(output.margin)
-    (factor,) = torch.autograd.grad(output.loss.sum(), output.margin, retain_graph=True)
+def gradient_factor(loss: Tensor, margin: Tensor) -> Tensor:
+    """|d loss / d margin| of each pair: how much it still teaches (for DPO sigmoid(-margin), one half at first).
+
+    Zero where ``shaping.margin_cap`` has silenced the pair, and everywhere when nothing has a gradient.
+    """
+    if not margin.requires_grad:
+        return torch.zeros_like(margin)
+    (factor,) = torch.autograd.grad(loss.sum(), margin, retain_graph=True)
     return factor.abs()
 
 

@@ -61,9 +61,8 @@ def input_noise(
     """
     if not section.input_perturbation:
         return noise
-    shape = (sides, *noise.shape[1:])
-    extra = randomness.normal(shape, seed, epochs, pair_ids, "input perturbation").transpose(0, 1).flatten(0, 1)
-    return noise + section.input_perturbation * extra.to(noise.device)
+    extra = randomness.normal((2, *noise.shape[1:]), seed, epochs, pair_ids, "input perturbation")[:, :sides]
+    return noise + section.input_perturbation * extra.transpose(0, 1).flatten(0, 1).to(noise.device)
 
 
 def timestep_uniforms(seed: int, epochs: list[int], pair_ids: list[str]) -> Float[Tensor, " pairs"]:

@@ -25,7 +25,10 @@ def objective_needs(config: "TrainSection") -> Iterator[str]:
 
 def shaping_needs(config: "TrainSection") -> Iterator[str]:
     objective, shaping = config.objective, config.shaping
-    if shaping.winner_guard is not None and not objective.needs_rejected:
-        yield f"shaping.winner_guard needs rejected images, which objective {objective.kind} does not use"
-    if shaping.margin_cap is not None and not objective.needs_rejected:
+    if shaping.winner_guard is not None and not objective.has_margin:
+        yield f"shaping.winner_guard needs a margin, which objective {objective.kind} does not have"
+    if shaping.huber_delta is not None and (objective.needs_shift or shaping.winner_guard is not None):
+        user = f"objective {objective.kind}" if objective.needs_shift else "shaping.winner_guard"
+        yield f"shaping.huber_delta is not possible with {user}, which needs squared errors"
+    if shaping.margin_cap is not None and not objective.has_margin:
         yield f"shaping.margin_cap needs a margin, which objective {objective.kind} does not have"

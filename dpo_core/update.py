@@ -54,8 +54,8 @@ class Update:
         denoising = prepare_denoising(
             self.policy, config.objective, batch, config.loop.seed, config.timesteps, config.noise
         )
-        guarded = shaping.winner_guard is not None
-        raw = pair_errors(self.policy, config.objective, denoising, needs_product=guarded)
+        guarded, delta = shaping.winner_guard is not None, shaping.huber_delta
+        raw = pair_errors(self.policy, config.objective, denoising, needs_product=guarded, huber_delta=delta)
         weight = timestep_weight(shaping, self.policy.family.noising, raw.timesteps)
         return raw, shape_errors(shaping, raw, weight)
 

@@ -38,7 +38,8 @@ class LossOutput:
 
     loss: Float[Tensor, " pairs"]
     margin: Float[Tensor, " pairs"] | None = None
-    """By how much the policy prefers chosen to rejected, in the objective's own unit; ``loss`` is computed from it."""
+    """By how much the policy prefers chosen to rejected, in the objective's own unit; ``loss`` is computed from it.
+    None where the objective does not weigh the two against each other."""
     metrics: dict[str, Float[Tensor, " pairs"]] = field(default_factory=dict)
 
 
@@ -49,6 +50,10 @@ class Objective(Section):
     """Whether the frozen reference predicts as well."""
     needs_rejected: ClassVar[bool]
     """Whether the rejected image is denoised as well."""
+    has_margin: ClassVar[bool] = True
+    """Whether the loss weighs chosen against rejected by ``LossOutput.margin``."""
+    flips_labels: ClassVar[bool] = False
+    """Whether chosen and rejected change places before anything is computed."""
     needs_shift: ClassVar[bool] = False
     """Whether ``PairErrors.chosen_shift`` is read."""
     needs_quality: ClassVar[bool] = False

@@ -14,8 +14,10 @@ class DPO(Objective):
     loss = -log sigmoid(u),  u = -(beta / 2) [(e_chosen - r_chosen) - (e_rejected - r_rejected)]
 
     with e and r the mean squared denoising errors of policy and reference. The factor one half is the paper's, whose
-    ``beta`` this is (2000 for SD1.5, 5000 for SDXL): the Salesforce, DCPO and SUDO scripts and the SDXL script of
-    diffusers mean the same by ``beta_dpo``; the SD script of diffusers leaves the half out, so its 2500 is our 5000.
+    ``beta`` this is (2000 for SD1.5, 5000 for SDXL): the Salesforce, DCPO and SUDO scripts, the SDXL script of
+    diffusers and diffengine mean the same by ``beta_dpo``. The SD script of diffusers leaves the half out, so its 2500
+    is our 5000. Where errors are summed over elements instead, as in some trainers, beta is smaller by their number:
+    5000 is 0.305 for SD1.5 at 512 pixels (4x64x64 latents). The mean over pairs is taken outside of the logarithm.
     """
 
     kind: Literal["dpo"] = "dpo"

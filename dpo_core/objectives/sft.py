@@ -12,6 +12,7 @@ class SFT(Objective):
 
     needs_reference: ClassVar[bool] = False
     needs_rejected: ClassVar[bool] = False
+    has_margin: ClassVar[bool] = False
 
     def __call__(self, errors: PairErrors) -> LossOutput:
         return LossOutput(loss=per_pair(errors.policy_chosen))
