@@ -2,42 +2,59 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from dpo_core.adapters import CLIP_TARGETS, adapters_off, add_adapter, level_magnitudes
 from dpo_core.data.batches import PairBatch
 from dpo_core.families.base import DTYPES, Conditioning, LoadedFamily, Precision
+from dpo_core.families.ip_adapter import IPAdapterSection
+from dpo_core.families.unet import LoadedUNet
 from dpo_core.noising import Timesteps
 from dpo_core.section import Section
-
-ADAPTER = "default"
 
 
 class PolicySection(Section):
     """What is trained of the model."""
 
-    method: Literal["full", "lora"] = "full"
-    """All weights of the denoiser, or low-rank adapters (LoRA, arXiv 2106.09685)."""
+    method: Literal["full", "lora", "ip_adapter"] = "full"
+    """All weights of the denoiser, low-rank adapters (LoRA, arXiv 2106.09685), or an IP-Adapter put into it."""
     rank: int = Field(default=8, ge=1)
     """Rank of the adapters; only with ``method: lora``."""
     alpha: float | None = Field(default=None, gt=0)
     """Scale of the adapters is alpha / rank; null means alpha = rank."""
     targets: tuple[str, ...] | None = None
     """Names of the layers that get an adapter; null means the family's attention projections."""
+    dora: bool = False
+    """Also train the magnitude of each adapted layer's output (DoRA, arXiv 2402.09353)."""
+    text_encoder: bool = False
+    """Give the CLIP text encoders adapters too. Captions are then encoded in every step."""
+    ip_adapter: IPAdapterSection = IPAdapterSection()
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a quarter more work."""
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> "PolicySection":
+        for name in ("dora", "text_encoder"):
+            if getattr(self, name) and self.method != "lora":
+                raise ValueError(f"{name} is for method: lora, not for method: {self.method}")
+        missing = [name for name in ("model", "image_encoder") if getattr(self.ip_adapter, name) is None]
+        if self.method == "ip_adapter" and missing:
+            raise ValueError(f"method: ip_adapter needs {' and '.join(f'ip_adapter.{name}' for name in missing)}")
+        return self
 
 
 class Policy:
     """Policy and reference of one run. Both go through the same modules under the same autocast.
 
-    A full policy keeps its start weights in a second, frozen copy; a LoRA policy needs none, since its reference is
-    itself with the adapters switched off. Either way, at step 0 both predict the same to the last bit.
+    A LoRA policy is its own reference with the adapters switched off; any other keeps its start weights in a second,
+    frozen copy. Either way, at step 0 both predict the same to the last bit. What is trained is kept in float32, what
+    stays frozen in the precision of the run.
     """
 
     def __init__(
@@ -53,41 +70,47 @@ class Policy:
         self.family = family
         self.device = device
         self.precision = precision
+        self.needs_reference = needs_reference
         self.model: Any = family.denoiser
         self.frozen: torch.nn.Module | None = None
+        self.adapted: list[Any] = []
         if config.method == "full":
-            if needs_reference:
-                self.frozen = copy.deepcopy(self.model)
             self.model.requires_grad_(True)
+        elif config.method == "ip_adapter":
+            if not isinstance(family, LoadedUNet):
+                raise ValueError("policy.method: ip_adapter is for the families sd15 and sdxl")
+            family.add_image_prompt(config.ip_adapter, DTYPES[precision])
+            store(self.model, DTYPES[precision])
         else:
-            self._add_adapter(seed)
+            self._add_adapters(seed)
+        if config.method != "lora" and needs_reference:
+            self.frozen = copy.deepcopy(self.model).requires_grad_(False)
         if config.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
             self.model.train()
 
-    def _add_adapter(self, seed: int) -> None:
-        from peft import LoraConfig
-
-        targets = self.config.targets or self.family.lora_targets
-        adapter = LoraConfig(
-            r=self.config.rank,
-            lora_alpha=self.config.alpha or self.config.rank,  # pyright: ignore[reportArgumentType]
-            init_lora_weights="gaussian",
-            target_modules=list(targets),
-        )
-        self.model.to(DTYPES[self.precision])
+    def _add_adapters(self, seed: int) -> None:
+        config, targets = self.config, self.config.targets or self.family.lora_targets
+        self.adapted = [self.model, *(self.family.text_encoders if config.text_encoder else ())]
+        if config.text_encoder and len(self.adapted) == 1:
+            raise ValueError(
+                "policy.text_encoder: this family has no text encoder that takes adapters; set it to false"
+            )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            try:
-                self.model.add_adapter(adapter, adapter_name=ADAPTER)
-            except ValueError as error:
-                raise ValueError(f"policy.targets: {list(targets)} fits no layer of the denoiser: {error}") from error
-        for parameter in self.parameters():
-            parameter.data = parameter.data.float()
+            for module in self.adapted:
+                layers = targets if module is self.model else CLIP_TARGETS
+                add_adapter(module, layers, rank=config.rank, alpha=config.alpha or config.rank, dora=config.dora)
+                store(module, DTYPES[self.precision])
+                with self.autocast() if module is self.model else nullcontext():
+                    level_magnitudes(module)
 
     def named_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The trainable parameters, in a fixed order."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        """The trainable parameters, in a fixed order: the denoiser's, then those of each text encoder."""
+        named = dict(self.model.named_parameters())
+        for index, encoder in enumerate(self.adapted[1:]):
+            named |= {f"text_encoders.{index}.{name}": p for name, p in encoder.named_parameters()}
+        return {name: p for name, p in named.items() if p.requires_grad}
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return list(self.named_parameters().values())
@@ -100,12 +123,26 @@ class Policy:
             yield
 
     def condition(self, batch: PairBatch, sides: int) -> tuple[Conditioning, Conditioning]:
-        """What policy and reference are told of the images of a batch: all chosen first, then all rejected."""
+        """What policy and reference are told of the images of a batch: all chosen first, then all rejected.
+
+        It is one and the same unless text encoders are trained: then the policy's captions are encoded with gradient,
+        the reference's as the start weights encode them.
+        """
         captions = batch.chosen_captions + (batch.rejected_captions if sides == 2 else [])
         assert batch.geometry is not None
         geometry = batch.geometry[:, :sides].transpose(0, 1).flatten(0, 1).to(self.device)
-        conditioning = self.family.condition(captions, geometry)
-        return conditioning, conditioning
+        with ExitStack() as stack:
+            for encoder in self.adapted[1:]:
+                stack.enter_context(adapters_off(encoder))
+            reference = self.family.condition(captions, geometry)
+        if self.config.method == "ip_adapter":
+            if batch.prompt_image is None:
+                raise ValueError("policy.method: ip_adapter needs data with image prompts")
+            assert isinstance(self.family, LoadedUNet)
+            reference |= {"image": self.family.embed_images(batch.prompt_image).repeat(sides, 1, 1, 1)}
+        if not self.config.text_encoder:
+            return reference, reference
+        return self.family.condition(captions, geometry, remember=False), reference
 
     def predict(
         self, noisy: Float[Tensor, "n c h w"], timesteps: Timesteps, conditioning: Conditioning
@@ -119,16 +156,12 @@ class Policy:
         self, noisy: Float[Tensor, "n c h w"], timesteps: Timesteps, conditioning: Conditioning
     ) -> Float[Tensor, "n c h w"]:
         """The prediction of the start weights."""
-        if self.config.method == "full":
-            assert self.frozen is not None, "this run was started without a reference"
-            with self.autocast():
-                return self.family.predict(self.frozen, noisy, timesteps, conditioning)
-        self.model.disable_adapters()
-        try:
-            with self.autocast():
+        if self.config.method == "lora":
+            with adapters_off(self.model), self.autocast():
                 return self.family.predict(self.model, noisy, timesteps, conditioning)
-        finally:
-            self.model.enable_adapters()
+        assert self.frozen is not None, "this run was started without a reference"
+        with self.autocast():
+            return self.family.predict(self.frozen, noisy, timesteps, conditioning)
 
     def state(self) -> dict[str, Tensor]:
         """The trainable weights, float32."""
@@ -143,3 +176,9 @@ class Policy:
             raise ValueError(f"the checkpoint holds other trainable weights than this policy, for example {odd}")
         for name, parameter in own.items():
             parameter.copy_(state[name])
+
+
+def store(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Keep what is trained of ``module`` in float32 and what is frozen in ``dtype``."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)

@@ -3,6 +3,11 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
+
+from dpo_core.families.base import LoadedFamily
+from dpo_core.timesteps import AnyTimesteps
+
 if TYPE_CHECKING:
     from dpo_core.training import TrainSection
 
@@ -12,6 +17,17 @@ def check_parts(config: "TrainSection") -> None:
     problems = [*objective_needs(config), *shaping_needs(config)]
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def check_timesteps(timesteps: AnyTimesteps, family: LoadedFamily) -> None:
+    """Raise ValueError when noise levels would be drawn that the denoiser has never seen; only its folder tells."""
+    shares = timesteps.share(torch.linspace(0, 1 - 1e-9, 1001, dtype=torch.float64))
+    if shares.max() >= family.noise_up_to:
+        raise ValueError(
+            f"timesteps: {timesteps.kind} draws up to {shares.max().item():.3g} of the schedule, but this model was "
+            f"trained below {family.noise_up_to:g} (it is a refiner); set timesteps.kind=uniform "
+            f"timesteps.high={family.noise_up_to:g}"
+        )
 
 
 def objective_needs(config: "TrainSection") -> Iterator[str]:

@@ -20,7 +20,7 @@ from dpo_core.noise import NoiseSection
 from dpo_core.objectives import DPO, AnyObjective
 from dpo_core.optim import OptimSection, clip, make_optimizer, make_schedule
 from dpo_core.policy import Policy, PolicySection
-from dpo_core.requirements import check_parts
+from dpo_core.requirements import check_parts, check_timesteps
 from dpo_core.resume import refuse_changed_maths
 from dpo_core.section import Section
 from dpo_core.shaping import ShapingSection
@@ -102,6 +102,7 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
     record = config.model_dump(mode="json", include=set(TrainSection.model_fields)) | {"data_sha256": plan.fingerprint}
     check_encoder(plan, config.family)
     family = config.family.load(context.device, loop.precision)
+    check_timesteps(config.timesteps, family)
     base_hash = weights_hash([family.denoiser]) if context.rank == 0 else ""
     policy = Policy(config.policy, family, context.device, loop.precision, loop.seed, objective.needs_reference)
     parameters = policy.parameters()

@@ -1,12 +1,7 @@
 """Which autoencoder made, or would make, the latents of a family."""
 
-from typing import Any
-
-import torch
-from diffusers import AutoencoderKL
-from diffusers.models.auto_model import AutoModel
-
 from dpo_core.data.plan import Plan
+from dpo_core.families.autoencoder import load_vae, load_vae_config
 from dpo_core.families.base import Family, weights_hash
 
 
@@ -15,19 +10,7 @@ def encoder_hash(family: Family) -> str:
 
     Raises ValueError when the model has none.
     """
-    try:
-        vae = AutoModel.from_pretrained(
-            family.source,
-            subfolder="vae",
-            revision=family.revision,
-            variant=family.variant,
-            torch_dtype=torch.float32,
-            use_safetensors=True,
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"family.model: the autoencoder of {family.model!r} cannot be loaded: {error}") from error
-    assert isinstance(vae, torch.nn.Module)
-    return weights_hash([vae])
+    return weights_hash([load_vae(family)])
 
 
 def latent_shape(family: Family, resolution: int) -> tuple[int, int, int]:
@@ -35,10 +18,7 @@ def latent_shape(family: Family, resolution: int) -> tuple[int, int, int]:
 
     Raises ValueError when the model has no autoencoder.
     """
-    try:
-        config: Any = AutoencoderKL.load_config(family.source, subfolder="vae", revision=family.revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"family.model: the autoencoder of {family.model!r} cannot be found: {error}") from error
+    config = load_vae_config(family)
     side = resolution // 2 ** (len(config["block_out_channels"]) - 1)
     return config["latent_channels"], side, side
 

@@ -30,6 +30,11 @@ class LoadedFamily(Protocol):
     def noising(self) -> Noising: ...
 
     @property
+    def noise_up_to(self) -> float:
+        """Share of the schedule below which the denoiser was trained: 1, but for a refiner."""
+        ...
+
+    @property
     def lora_targets(self) -> tuple[str, ...]:
         """Names of the denoiser's layers that get an adapter unless others are asked for."""
         ...

@@ -1,0 +1,76 @@
+"""The autoencoder of a family: pixels in, the posterior of the latents out."""
+
+from typing import Any
+
+import torch
+from diffusers.models.auto_model import AutoModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from dpo_core.families.base import DTYPES, Family, Precision
+from dpo_core.families.pipeline import load_part, wrong_model
+
+
+class ImageEncoder:
+    """An autoencoder on a device; all of a family that `palate prepare` needs."""
+
+    def __init__(self, vae: Any, device: torch.device, precision: Precision) -> None:
+        self.device = device
+        self.vae = vae.to(device, vae_dtype(vae, precision)).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def encode_images(
+        self, pixels: UInt8[Tensor, "n 3 height width"]
+    ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n c h w"]]:
+        """Mean and standard deviation of the posterior, float32, not scaled."""
+        images = pixels.to(self.device).float().div_(127.5).sub_(1.0)
+        posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+        return posterior.mean.float(), posterior.std.float()
+
+
+def load_encoder(family: Family, device: torch.device, precision: Precision) -> ImageEncoder:
+    """The family's autoencoder alone, without its denoiser. Raises ValueError when it cannot be loaded."""
+    return ImageEncoder(load_vae(family), device, precision)
+
+
+def vae_dtype(vae: Any, precision: Precision) -> torch.dtype:
+    """``precision``, but float32 instead of fp16 for an autoencoder whose own config asks for it.
+
+    SDXL's overflows in half precision. The class's default asks for it too, but only what the file says counts.
+    """
+    said = vae.config.force_upcast and "force_upcast" not in vae.config.get("_use_default_values", ())
+    return torch.float32 if precision == "fp16" and said else DTYPES[precision]
+
+
+def load_vae(family: Family) -> Any:
+    """The family's autoencoder in float32, on the CPU. Raises ValueError when it cannot be loaded."""
+    if family.vae is not None:
+        return load_part("vae", "vae", family.vae, torch.float32)
+    try:
+        return AutoModel.from_pretrained(
+            family.source,
+            subfolder="vae",
+            revision=family.revision,
+            variant=family.variant,
+            dtype=torch.float32,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        raise wrong_model(family, f"has no autoencoder that can be loaded: {error}") from error
+
+
+def load_vae_config(family: Family) -> dict[str, Any]:
+    """``config.json`` of the family's autoencoder, no weights. Raises ValueError when it cannot be found."""
+    places = [(family.source, "vae")] if family.vae is None else [(family.vae, "vae"), (family.vae, None)]
+    problem: Exception | None = None
+    for source, subfolder in places:
+        try:
+            revision = family.revision if family.vae is None else None
+            found: Any = AutoencoderKL.load_config(source, subfolder=subfolder, revision=revision)
+            return dict(found)
+        except (OSError, ValueError) as error:
+            problem = problem or error
+    if family.vae is not None:
+        raise ValueError(f"family.vae: {family.vae!r} has no autoencoder: {problem}")
+    raise wrong_model(family, f"has no autoencoder: {problem}")
