@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -80,6 +80,9 @@ class LoadedFamily(Protocol):
 
 class Family(Section):
     """Which pretrained model, and how its family works."""
+
+    takes_image_prompts: ClassVar[bool] = False
+    """Whether an IP-Adapter can be put into the denoiser."""
 
     model: str = "embedded"
     """A diffusers folder, a hub id, or ``embedded``: the tiny model that ships with the package."""
