@@ -40,7 +40,7 @@ def prepare_denoising(
     """Noise both images of each pair alike.
 
     The images of a pair share noise and timestep (Wallace et al., arXiv 2311.12908, section 4); each has its own draw
-    from the VAE posterior.
+    from the VAE posterior. Raises ValueError for patch quality maps that do not lie on the latents.
     """
     family, device = policy.family, policy.device
     sides = 2 if objective.needs_rejected else 1
@@ -49,6 +49,12 @@ def prepare_denoising(
     names = (seed, batch.epochs, batch.pair_ids)
 
     latents = pair_latents(policy, batch, sides, seed)
+    if batch.quality is not None and batch.quality.shape[-2:] != latents.shape[-2:]:
+        given, needed = (" x ".join(map(str, shape[-2:])) for shape in (batch.quality.shape, latents.shape))
+        raise ValueError(
+            f"the patch quality maps (columns patch_quality_0 and _1) are {given}, but the latents are {needed}; the "
+            "maps need one value per latent pixel at this data.resolution"
+        )
     shared = pair_noise(mixing, tuple(latents.shape[1:]), *names).to(device).repeat(sides, 1, 1, 1)
     noising = family.noising.at_size(*latents.shape[-2:])
     levels = noising.timesteps_at(sampling.share(timestep_uniforms(*names))).to(device).repeat(sides)

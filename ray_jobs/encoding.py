@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dpo_core.data.latents import write_shard
-from dpo_core.data.loader import ImageRows, LoadedRow
-from dpo_core.data.plan import DataSection, Slot
+from dpo_core.data.latents import SHARD_SCHEMA, write_shard
+from dpo_core.data.plan import Slot
 from dpo_core.data.quarantine import RowRejected
+from dpo_core.data.rows import ImageRows, LoadedImage, LoadedRow
+from dpo_core.data.section import DataSection
 from dpo_core.families import AnyFamily, Precision
+from dpo_core.families.autoencoder import load_encoder
 from ray_jobs.cluster import ClusterSection, gpus_each, start_ray
 
 if TYPE_CHECKING:
@@ -42,13 +44,13 @@ class Recipe:
 
 
 Decoded = list[list[LoadedRow | RowRejected]]
-"""Row groups of decoded pairs; in place of an unusable one, why."""
+"""Row groups of decoded pairs; in place of one whose chosen image is unusable, why."""
 
 
 def decode(task: ShardTask, recipe: Recipe) -> Decoded:
     """Read and crop the images of a shard."""
-    # Centre crops without flips: the seed decides nothing.
-    rows = ImageRows(recipe.data, seed=0, cache_bytes=0)
+    # Centre crops without flips: the seed decides nothing. What a run makes of the rejected image is its own matter.
+    rows = ImageRows(recipe.data.model_copy(update={"rejected": "given"}), seed=0, cache_bytes=0)
     decoded: Decoded = []
     for slots in task.groups:
         decoded.append([])
@@ -66,7 +68,7 @@ class ShardEncoder:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._family = recipe.family.load(device, recipe.precision)
+        self._images = load_encoder(recipe.family, device, recipe.precision)
 
     def write(self, task: ShardTask, decoded: Decoded) -> None:
         groups = [
@@ -86,8 +88,8 @@ class ShardEncoder:
         posteriors: list[np.ndarray | None] = [None] * len(rows)
         for first in range(0, len(usable), self._recipe.batch_size):
             part = usable[first : first + self._recipe.batch_size]
-            pixels = np.stack([row.values for row in (rows[index] for index in part) if isinstance(row, LoadedRow)])
-            mean, std = self._family.encode_images(torch.from_numpy(pixels).flatten(0, 1))
+            pixels = np.stack([_pixels(row) for row in (rows[index] for index in part) if isinstance(row, LoadedRow)])
+            mean, std = self._images.encode_images(torch.from_numpy(pixels).flatten(0, 1))
             both = torch.stack([mean, std], dim=1).unflatten(0, (len(part), 2)).cpu().numpy()
             for index, posterior in zip(part, both, strict=True):
                 posteriors[index] = posterior.astype(np.dtype(self._recipe.dtype).newbyteorder("<"))
@@ -151,17 +153,27 @@ def _decode_row(row: pa.Table, *, recipe: Recipe) -> pa.Table:
     return pa.table({"decoded": pa.array([packed], type=pa.large_binary())})
 
 
+def _pixels(row: LoadedRow) -> np.ndarray:
+    """``[2, 3, H, W]``, black in place of an unusable rejected image."""
+    rejected = row.rejected.values if isinstance(row.rejected, LoadedImage) else np.zeros_like(row.chosen.values)
+    return np.stack([row.chosen.values, rejected])
+
+
 def _row(slot: Slot, row: LoadedRow | RowRejected, posterior: np.ndarray | None) -> dict[str, Any]:
-    usable = isinstance(row, LoadedRow)
-    return {
-        "pair_id": slot.pair_id,
-        "chosen_captions": list(row.chosen_captions) if usable else [],
-        "rejected_captions": list(row.rejected_captions) if usable else [],
-        "posterior": None if posterior is None else posterior.tobytes(),
-        "shape": None if posterior is None else list(posterior.shape[2:]),
-        "geometry": row.geometry.flatten().tolist() if usable else None,
-        "reason": None if usable else str(row.reason),
-        "detail": None if usable else row.detail,
-        "source_file": slot.group.file,
-        "source_row": slot.group.first_row + slot.row,
+    record: dict[str, Any] = dict.fromkeys(SHARD_SCHEMA.names)
+    record |= {"pair_id": slot.pair_id, "source_file": slot.group.file, "source_row": slot.group.first_row + slot.row}
+    failure = row.rejected if isinstance(row, LoadedRow) else row
+    if isinstance(failure, RowRejected):
+        record |= {"reason": str(failure.reason), "detail": failure.detail}
+    if isinstance(row, RowRejected):
+        return record | {"chosen_captions": [], "rejected_captions": []}
+    assert posterior is not None
+    rejected = row.rejected if isinstance(row.rejected, LoadedImage) else row.chosen
+    return record | {
+        "chosen_captions": list(row.chosen_captions),
+        "rejected_captions": list(row.rejected_captions),
+        "posterior": posterior.tobytes(),
+        "shape": list(posterior.shape[2:]),
+        "geometry": [*row.chosen.geometry.tolist(), *rejected.geometry.tolist()],
+        "digest": row.digest,
     }

@@ -20,8 +20,9 @@ from dpo_core.data.latents import (
     shard_quarantine,
     write_cache,
 )
-from dpo_core.data.plan import DataSection, Plan, Slot
+from dpo_core.data.plan import Plan, Slot
 from dpo_core.data.quarantine import check_share, counts_by_reason, write_quarantine
+from dpo_core.data.section import DataSection
 from dpo_core.families import SD15, AnyFamily, Precision
 from dpo_core.section import Section
 from ray_jobs.cluster import ClusterSection
@@ -85,10 +86,10 @@ def wanted_cache(job: PrepareJob, plan: Plan) -> LatentCache:
 def image_plan(job: PrepareJob) -> Plan:
     """The plan of the images to encode. Raises ValueError as `Plan.build`, and for settings a cache cannot hold."""
     data = job.data
-    if data.crop != "center" or data.flip != "none":
+    if needs_images := data.needs_images():
         raise ValueError(
-            f"a cache holds one centre crop of each image; data.crop={data.crop} and data.flip={data.flip} need "
-            "training on the images; allowed here are data.crop=center and data.flip=none"
+            f"a cache holds latents of one centre crop of each image, which cannot serve {needs_images}; leave that at "
+            "its default, or train on the images"
         )
     plan = Plan.build(data)
     if plan.cache is not None:

@@ -6,6 +6,7 @@ units, each unit is read by one task, and the results arrive in order. Resuming 
 
 import itertools
 import logging
+import math
 import pickle
 import sys
 from collections.abc import Callable, Generator
@@ -24,11 +25,13 @@ from dpo_core.data.latents import LatentCache
 from dpo_core.data.loader import BatchLoader
 from dpo_core.data.order import Schedule
 from dpo_core.data.plan import Plan, Slot
+from dpo_core.data.rows import PROMPT_IMAGE_SIDE
 
 UNIT_BYTES = 128 << 20
 """Decoded size of a unit: what a task holds at once, and an object in the object store."""
 MAX_UNIT_STEPS = 32
 """Of small images more would fit, but then too few units are left to be read side by side."""
+GEOMETRY_BYTES = 2 * 6 * 4
 EXECUTION_SLOTS = 1 << 15
 """Slots that one execution of the dataset covers; the next begins when it is used up."""
 READER_BYTES = 256 << 20
@@ -42,6 +45,7 @@ class Recipe:
     section: DataSection
     share: Share
     cache: LatentCache | None
+    quality_shape: tuple[int, int] | None
 
 
 def ray_step_batches(
@@ -62,8 +66,8 @@ def ray_step_batches(
     """
     schedule = make_schedule(plan, section, share)
     per_step = len(schedule.lanes_of(share.rank, share.world_size)) * schedule.items_per_lane
-    recipe = Recipe(section, share, plan.cache)
-    unit_steps = steps_per_unit(per_step, bytes_per_pair(section, plan.cache))
+    recipe = Recipe(section, share, plan.cache, plan.quality_shape)
+    unit_steps = steps_per_unit(per_step, bytes_per_pair(section, plan.cache, plan.quality_shape))
     units = max(8, EXECUTION_SLOTS // (unit_steps * per_step))
 
     def steps() -> Generator[list[PairBatch], None, None]:
@@ -97,11 +101,12 @@ def cut_steps(first: int, last: int, longest: int) -> list[range]:
     return cuts
 
 
-def bytes_per_pair(section: DataSection, cache: LatentCache | None) -> int:
-    if cache is None:
-        return 2 * 3 * section.resolution**2
-    channels, height, width = cache.shape
-    return 2 * 2 * 4 * channels * height * width
+def bytes_per_pair(section: DataSection, cache: LatentCache | None, quality_shape: tuple[int, int] | None) -> int:
+    """Size of the tensors of one pair."""
+    images = 2 * 3 * section.resolution**2 if cache is None else 2 * 2 * 4 * math.prod(cache.shape)
+    prompt_image = 3 * PROMPT_IMAGE_SIDE**2 if section.prompt_image else 0
+    maps = 2 * 4 * math.prod(quality_shape) if quality_shape is not None else 0
+    return images + prompt_image + maps + GEOMETRY_BYTES
 
 
 def unit_row(schedule: Schedule, steps: range, share: Share) -> dict[str, bytes]:
@@ -142,7 +147,7 @@ def read_unit(row: pa.Table, *, recipe: Recipe) -> pa.Table:
 def loader_of(recipe: bytes) -> BatchLoader:
     """The loader of this process; kept between tasks for the row groups it remembers."""
     parts: Recipe = pickle.loads(recipe)
-    return BatchLoader(parts.section, parts.share.seed, parts.cache, cache_bytes=READER_BYTES)
+    return BatchLoader(parts.section, parts.share.seed, parts.cache, parts.quality_shape, cache_bytes=READER_BYTES)
 
 
 def iterate(dataset: ray.data.Dataset, prefetch: int) -> Generator[list[list[PairBatch]], None, None]:

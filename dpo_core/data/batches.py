@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from dpo_core.data.loader import BatchLoader, PairBatch
 from dpo_core.data.order import Schedule
-from dpo_core.data.plan import DataSection, Plan, Slot
+from dpo_core.data.plan import Plan, Slot
+from dpo_core.data.section import DataSection
 
 __all__ = ["DataSection", "PairBatch", "Share", "make_schedule", "micro_batches", "step_batches"]
 
@@ -30,7 +31,7 @@ def step_batches(plan: Plan, section: DataSection, share: Share, start_step: int
     last one of a step may have fewer. Raises ValueError when ranks outnumber lanes or a file cannot be read.
     """
     schedule = make_schedule(plan, section, share)
-    loader = BatchLoader(section, share.seed, plan.cache)
+    loader = BatchLoader(section, share.seed, plan.cache, plan.quality_shape)
 
     def steps() -> Iterator[list[PairBatch]]:
         step = start_step
@@ -50,6 +51,7 @@ def make_schedule(plan: Plan, section: DataSection, share: Share) -> Schedule:
         global_batch_size=share.global_batch_size,
         lanes=section.lanes,
         window=section.window,
+        donors=section.rejected == "other",
     )
     schedule.lanes_of(share.rank, share.world_size)
     return schedule

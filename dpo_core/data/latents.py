@@ -21,6 +21,8 @@ from dpo_core.data.quarantine import Quarantined, Reason, RowRejected
 from dpo_core.data.scan import RowGroup
 
 CACHE_FILE = "cache.json"
+FORMAT = 2
+"""Raised whenever shards of before cannot be read any more."""
 QUARANTINE_FILE = "quarantine.parquet"
 SHARD_SCHEMA = pa.schema(
     [
@@ -30,14 +32,16 @@ SHARD_SCHEMA = pa.schema(
         ("posterior", pa.binary()),
         ("shape", pa.list_(pa.int32())),
         ("geometry", pa.list_(pa.int32())),
+        ("digest", pa.binary()),
         ("reason", pa.string()),
         ("detail", pa.string()),
         ("source_file", pa.string()),
         ("source_row", pa.int64()),
     ]
 )
-"""``posterior`` is ``[2, 2, C, h, w]`` (chosen, rejected; mean, deviation) , ``shape`` is (C, h, w), ``geometry``
-``[2, 6]`` as in `PairBatch`; all are null where ``reason`` says why the pair could not be encoded."""
+"""``posterior`` is ``[2, 2, C, h, w]`` (chosen, rejected; mean, deviation), ``shape`` is (C, h, w), ``geometry``
+``[2, 6]`` as in `PairBatch`, ``digest`` that of the chosen image's bytes. ``reason`` says why an image could not be
+used: if the chosen one, all of these are null; if the rejected one, its half is that of a black image."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class LatentCache:
     total: int = 0
     """Rows of the source, of which ``ties`` were left out."""
     ties: int = 0
+    format: int = FORMAT
 
     def differences(self, other: "LatentCache") -> str:
         """What makes the shards of two caches different, in words; empty when they are interchangeable."""
@@ -80,13 +85,19 @@ def is_cache(path: str | Path) -> bool:
 
 
 def read_cache(folder: str | Path) -> LatentCache:
-    """What ``folder`` holds. Raises ValueError when its cache.json is damaged."""
+    """What ``folder`` holds. Raises ValueError when its cache.json is damaged or of another format."""
     path = Path(folder) / CACHE_FILE
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        return LatentCache(**{**fields, "shape": tuple(fields["shape"])})
+        cache = LatentCache(**{"format": 1, **fields, "shape": tuple(fields["shape"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read as the description of a latent cache: {error}") from error
+    if cache.format != FORMAT:
+        raise ValueError(
+            f"{folder} is a latent cache of format {cache.format}, but this version reads and writes format {FORMAT}; "
+            "run `palate prepare` into a new folder"
+        )
+    return cache
 
 
 def open_cache(folder: str, *, resolution: int, captions: str) -> tuple[LatentCache, list[tuple[RowGroup, list[str]]]]:
@@ -143,11 +154,16 @@ def write_shard(path: str | Path, groups: Sequence[Sequence[dict[str, Any]]]) ->
 
 
 def read_posterior(row: dict[str, Any], cache: LatentCache) -> NDArray[np.float32]:
-    """float32 ``[2, 2, C, h, w]`` of a shard's row. Raises RowRejected when its images could not be used."""
-    if row["reason"] is not None:
+    """float32 ``[2, 2, C, h, w]`` of a shard's row. Raises RowRejected when its chosen image could not be used."""
+    if row["posterior"] is None:
         raise RowRejected(Reason(row["reason"]), row["detail"])
     values = np.frombuffer(row["posterior"], dtype=np.dtype(cache.dtype).newbyteorder("<"))
     return values.astype(np.float32).reshape(2, 2, *cache.shape)
+
+
+def why_unusable(row: dict[str, Any]) -> RowRejected | None:
+    """Why the images of a shard's row cannot be used as a pair, None where they can."""
+    return RowRejected(Reason(row["reason"]), row["detail"]) if row["reason"] is not None else None
 
 
 def shard_quarantine(files: Sequence[str]) -> list[Quarantined]:

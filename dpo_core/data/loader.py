@@ -1,20 +1,17 @@
-"""Reads slots into batches: decodes and crops images, or takes posteriors from a latent cache, and draws captions."""
+"""Reads slots into batches: images or posteriors, rejected images from other pairs, captions and what is dropped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dpo_core import randomness
-from dpo_core.data import images, latents, schema
-from dpo_core.data.plan import DataSection, Slot
+from dpo_core.data import latents
+from dpo_core.data.plan import Slot
 from dpo_core.data.quarantine import Quarantined, RowRejected
-from dpo_core.data.reader import RowReader
-
-T = TypeVar("T")
+from dpo_core.data.rows import PROMPT_IMAGE_SIDE, ImageRows, LatentRows, LoadedImage, LoadedRow, Rows
+from dpo_core.data.scan import RowGroup
+from dpo_core.data.section import DataSection
 
 
 @dataclass(slots=True)
@@ -26,7 +23,7 @@ class PairBatch:
     2 is mean and standard deviation of the autoencoder's unscaled posterior). ``weights`` is float32 ``[B]``.
     ``geometry`` is int32 ``[B, 2, 6]``: original height and width, top and left of the crop in the resized image,
     height and width of the crop. Where they are asked for, ``quality`` is float32 ``[B, 2, h, w]`` (patch quality maps)
-    and ``prompt_image`` uint8 ``[B, 3, 224, 224]`` (what an image prompt shows, black where it is dropped).
+    and ``prompt_image`` uint8 ``[B, 3, 224, 224]`` (what an image prompt shows, all zeros where it is dropped).
     """
 
     pair_ids: list[str]
@@ -45,132 +42,122 @@ class PairBatch:
         return len(self.pair_ids)
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedRow:
-    """One pair: uint8 ``[2, 3, H, W]`` pixels or a float32 ``[2, 2, C, h, w]`` posterior, geometry and captions."""
-
-    values: NDArray[np.uint8] | NDArray[np.float32]
-    geometry: NDArray[np.int32]
-    """``[2, 6]``, as in PairBatch."""
-    chosen_captions: tuple[str, ...]
-    rejected_captions: tuple[str, ...]
-
-
-class Rows(Protocol):
-    """Where slots are read from."""
-
-    def read(self, slot: Slot) -> LoadedRow:
-        """Raises RowRejected when the row cannot be used, ValueError when its file cannot be read."""
-        ...
-
-
-class ImageRows:
-    """Rows with encoded images; keeps recently read row groups up to ``cache_bytes``."""
-
-    def __init__(self, section: DataSection, seed: int, *, cache_bytes: int) -> None:
-        self._section = section
-        self._seed = seed
-        self._limits = images.ImageLimits(section.min_side, int(section.max_megapixels * 1e6), section.max_aspect)
-        self._captions = schema.caption_columns(section.captions == "per_image")
-        self._reader = RowReader((*self._captions, *schema.IMAGES, *schema.LABELS), max_bytes=cache_bytes)
-
-    def read(self, slot: Slot) -> LoadedRow:
-        row = self._reader.row(slot.group, slot.row)
-        side = schema.chosen_side(*(row.column(name)[0].as_py() for name in schema.LABELS))
-        assert side is not None, "the plan leaves ties out"
-        encoded = [_only(schema.read_images(row.column(name))) for name in schema.IMAGES]
-        texts = [_only(schema.read_texts(row.column(name))) for name in self._captions]
-        pair = schema.make_pair(slot.pair_id, side, encoded, texts)
-        pixels, geometry = self._crop(pair, slot.epoch)
-        return LoadedRow(pixels, geometry, pair.chosen_captions, pair.rejected_captions)
-
-    def _crop(self, pair: schema.PreferencePair, epoch: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        section = self._section
-
-        def draw(purpose: str) -> float:
-            return randomness.uniform(self._seed, epoch, pair.pair_id, purpose)
-
-        x, y = (draw(f"crop {axis}") if section.crop == "random" else 0.5 for axis in "xy")
-        crops, geometry = [], []
-        for data, name in ((pair.chosen, "chosen"), (pair.rejected, "rejected")):
-            flip = section.flip != "none" and draw("flip" if section.flip == "pair" else f"flip {name}") < 0.5
-            try:
-                image = images.decode(data, self._limits)
-            except RowRejected as rejected:
-                raise RowRejected(rejected.reason, f"{name} image: {rejected.detail}".rstrip(": ")) from rejected
-            crops.append(images.training_crop(image, section.resolution, x=x, y=y, flip=flip))
-            geometry.append(images.crop_geometry(image.size, section.resolution, x=x, y=y, flip=flip))
-        return np.stack(crops).transpose(0, 3, 1, 2), np.array(geometry, dtype=np.int32)
-
-
-class LatentRows:
-    """Rows of a latent cache; keeps recently read row groups up to ``cache_bytes``."""
-
-    def __init__(self, cache: latents.LatentCache, *, cache_bytes: int) -> None:
-        self._cache = cache
-        self._reader = RowReader(latents.SHARD_SCHEMA.names, max_bytes=cache_bytes)
-
-    def read(self, slot: Slot) -> LoadedRow:
-        row = self._reader.row(slot.group, slot.row).to_pylist()[0]
-        posterior = latents.read_posterior(row, self._cache)
-        geometry = np.array(row["geometry"], dtype=np.int32).reshape(2, 6)
-        return LoadedRow(posterior, geometry, tuple(row["chosen_captions"]), tuple(row["rejected_captions"]))
-
-
 class BatchLoader:
-    """Turns slots into batches."""
+    """Turns slots into batches. ``quality_shape`` is that of the plan, ``cache_bytes`` what may stay in memory."""
 
     def __init__(
-        self, section: DataSection, seed: int, cache: latents.LatentCache | None, *, cache_bytes: int = 2 << 30
+        self,
+        section: DataSection,
+        seed: int,
+        cache: latents.LatentCache | None,
+        quality_shape: tuple[int, int] | None = None,
+        *,
+        cache_bytes: int = 2 << 30,
     ) -> None:
+        self._section = section
         self._seed = seed
-        self._dropout = section.caption_dropout
-        self._latents = cache is not None
-        self._side = section.resolution
+        self._quality_shape = quality_shape
+        self._cache = cache
+        self._rows: Rows
         if cache is None:
-            self._rows: Rows = ImageRows(section, seed, cache_bytes=cache_bytes)
-            self._values = torch.zeros((2, 3, section.resolution, section.resolution), dtype=torch.uint8)
+            self._rows = ImageRows(section, seed, quality_shape, cache_bytes=cache_bytes)
         else:
-            self._rows = LatentRows(cache, cache_bytes=cache_bytes)
-            self._values = torch.zeros((2, 2, *cache.shape))
+            self._rows = LatentRows(section, cache, cache_bytes=cache_bytes)
 
     def load(self, slots: Sequence[Slot]) -> PairBatch:
-        """The batch of ``slots``, in their order. Raises ValueError when a file cannot be read."""
-        values = self._values.repeat(len(slots), *(1 for _ in self._values.shape))
-        values = values.view(len(slots), *self._values.shape)
-        batch = PairBatch(
-            pair_ids=[slot.pair_id for slot in slots],
-            epochs=[slot.epoch for slot in slots],
-            weights=torch.zeros(len(slots)),
-            chosen_captions=[""] * len(slots),
-            rejected_captions=[""] * len(slots),
-            pixels=None if self._latents else values,
-            posterior=values if self._latents else None,
-            geometry=torch.full((len(slots), 2, 6), self._side, dtype=torch.int32),
-        )
-        assert batch.geometry is not None
+        """The batch of ``slots``, in their order.
+
+        Raises ValueError when a file cannot be read, and when no other image is found for a rejected one.
+        """
+        batch = self._empty(slots)
+        waiting: dict[int, bytes] = {}
         # Row group by row group, so that a reader without room for many reads each of them once.
-        for index in sorted(range(len(slots)), key=lambda index: (slots[index].group.file, slots[index].group.index)):
+        for index in sorted(range(len(slots)), key=lambda index: _stored(slots[index].group)):
             slot = slots[index]
             try:
                 row = self._rows.read(slot)
+                if isinstance(row.rejected, RowRejected):
+                    raise row.rejected
             except RowRejected as rejected:
                 batch.quarantined.append(slot.quarantined(rejected))
                 continue
-            values[index] = torch.from_numpy(np.ascontiguousarray(row.values))
-            batch.geometry[index] = torch.from_numpy(row.geometry)
-            batch.weights[index] = 1
-            batch.chosen_captions[index], batch.rejected_captions[index] = self._captions(row, slot)
+            self._put(batch, index, 0, row.chosen)
+            if row.rejected is None:
+                waiting[index] = row.digest
+            else:
+                self._put(batch, index, 1, row.rejected)
+            self._describe(batch, index, slot, row)
+        for index in sorted(waiting, key=lambda index: _stored(slots[index].donors[0][0])):
+            self._put(batch, index, 1, self._donated(slots[index], waiting[index]))
         return batch
 
-    def _captions(self, row: LoadedRow, slot: Slot) -> tuple[str, str]:
-        if randomness.uniform(self._seed, slot.epoch, slot.pair_id, "caption dropout") < self._dropout:
-            return "", ""
+    def _empty(self, slots: Sequence[Slot]) -> PairBatch:
+        section, count = self._section, len(slots)
+        side, cache = section.resolution, self._cache
+        return PairBatch(
+            pair_ids=[slot.pair_id for slot in slots],
+            epochs=[slot.epoch for slot in slots],
+            weights=torch.zeros(count),
+            chosen_captions=[""] * count,
+            rejected_captions=[""] * count,
+            pixels=torch.zeros((count, 2, 3, side, side), dtype=torch.uint8) if cache is None else None,
+            posterior=torch.zeros((count, 2, 2, *cache.shape)) if cache is not None else None,
+            geometry=torch.tensor([side, side, 0, 0, side, side], dtype=torch.int32).repeat(count, 2, 1),
+            quality=torch.zeros((count, 2, *self._quality_shape)) if self._quality_shape is not None else None,
+            prompt_image=(
+                torch.zeros((count, 3, PROMPT_IMAGE_SIDE, PROMPT_IMAGE_SIDE), dtype=torch.uint8)
+                if section.prompt_image
+                else None
+            ),
+        )
+
+    def _put(self, batch: PairBatch, index: int, side: int, image: LoadedImage) -> None:
+        values = batch.pixels if batch.pixels is not None else batch.posterior
+        assert values is not None
+        assert batch.geometry is not None
+        values[index, side] = torch.from_numpy(image.values)
+        batch.geometry[index, side] = torch.from_numpy(image.geometry)
+
+    def _describe(self, batch: PairBatch, index: int, slot: Slot, row: LoadedRow) -> None:
+        """Everything of a pair but its images."""
+        batch.weights[index] = 1
+        drops_caption, drops_image = self._dropout(slot)
+        if not drops_caption:
+            batch.chosen_captions[index], batch.rejected_captions[index] = self._captions(slot, row)
+        if batch.prompt_image is not None and row.prompt_image is not None and not drops_image:
+            batch.prompt_image[index] = torch.from_numpy(row.prompt_image)
+        if batch.quality is not None and row.quality is not None:
+            batch.quality[index] = torch.from_numpy(row.quality)
+
+    def _donated(self, slot: Slot, digest: bytes) -> LoadedImage:
+        for place in slot.donors:
+            try:
+                image, other = self._rows.donate(place, slot)
+            except RowRejected:
+                continue  # it is reported where its own turn comes
+            if other != digest:
+                return image
+        raise ValueError(
+            f"data.rejected=other finds no other image for pair {slot.pair_id}: {len(slot.donors)} other rows have the "
+            "same chosen image or none that can be used; give data with more images, or use blur, grid or noise"
+        )
+
+    def _dropout(self, slot: Slot) -> tuple[bool, bool]:
+        """Whether caption and image prompt are dropped: one draw, so that the three cases exclude one another."""
+        section = self._section
+        draw = randomness.uniform(self._seed, slot.epoch, slot.pair_id, "caption dropout")
+        caption = section.caption_dropout
+        image = caption + section.prompt_image_dropout
+        joint = image + section.joint_dropout
+        return draw < caption or image <= draw < joint, caption <= draw < joint
+
+    def _captions(self, slot: Slot, row: LoadedRow) -> tuple[str, str]:
         draw = randomness.uniform(self._seed, slot.epoch, slot.pair_id, "caption choice")
         chosen, rejected = row.chosen_captions, row.rejected_captions
+        if self._section.rejected != "given":
+            rejected = chosen
         return chosen[int(draw * len(chosen))], rejected[int(draw * len(rejected))]
 
 
-def _only(values: list[T]) -> T:
-    (value,) = values
-    return value
+def _stored(group: RowGroup) -> tuple[str, int]:
+    return group.file, group.index

@@ -6,6 +6,7 @@ reads lanes r, r + N, ... Any N therefore sees the same global batches, and the 
 """
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 
 from dpo_core import randomness
 from dpo_core.data.plan import Plan, Slot
+
+NEAR_DONORS = FAR_DONORS = 16
+"""How many rows at most are tried for an image of another pair, inside and outside the window."""
 
 
 class EpochOrder:
@@ -25,11 +29,36 @@ class EpochOrder:
         self._offsets = np.concatenate([[0], np.cumsum(sizes)])
         self._starts, self._seed, self._epoch = starts, seed, epoch
         self._rows = lru_cache(maxsize=64)(self._window_rows)
+        self._far = lru_cache(maxsize=64)(self._far_donors)
 
     def __getitem__(self, position: int) -> int:
         """The usable row (its index in the plan) at ``position``."""
-        window = int(np.searchsorted(self._offsets, position, side="right")) - 1
+        window = self._window_at(position)
         return int(self._rows(window)[position - self._offsets[window]])
+
+    def donors(self, position: int) -> NDArray[np.int64]:
+        """Other rows whose image the row at ``position`` may be given, in the order in which to try them.
+
+        First comes the row a fixed way further round the window, so that every row of a window gives to one and takes
+        from one, out of row groups that a reader has in memory anyway; then the rows after it; then, for a window that
+        shows a single image, rows from all over the rest of the epoch.
+        """
+        window = self._window_at(position)
+        rows, own = self._rows(window), position - int(self._offsets[window])
+        others = len(rows) - 1
+        way = int(randomness.uniform(self._seed, self._epoch, "", f"donors of window {window}") * others)
+        further = 1 + (way + np.arange(min(NEAR_DONORS, others))) % max(others, 1)
+        return np.concatenate([rows[(own + further) % len(rows)], self._far(window)])
+
+    def _window_at(self, position: int) -> int:
+        return int(np.searchsorted(self._offsets, position, side="right")) - 1
+
+    def _far_donors(self, window: int) -> NDArray[np.int64]:
+        """Rows at even distances through the rest of the epoch, beginning with the next window."""
+        start, stop, total = (int(self._offsets[index]) for index in (window, window + 1, -1))
+        rest = total - (stop - start)
+        count = min(FAR_DONORS, rest)
+        return np.array([self[(stop + i * rest // count) % total] for i in range(count)], dtype=np.int64)
 
     def _window_rows(self, window: int) -> NDArray[np.int64]:
         rows = np.concatenate(
@@ -39,12 +68,19 @@ class EpochOrder:
 
 
 class Schedule:
-    """Which rows every rank reads at every update step."""
+    """Which rows every rank reads at every update step; with ``donors``, also whose images they may be given."""
 
-    def __init__(self, plan: Plan, *, seed: int, global_batch_size: int, lanes: int, window: int) -> None:
+    def __init__(
+        self, plan: Plan, *, seed: int, global_batch_size: int, lanes: int, window: int, donors: bool = False
+    ) -> None:
+        if donors and plan.rows < 2:
+            raise ValueError(
+                "data.rejected=other takes the rejected image from another pair, but the data has only one usable row"
+            )
         self.lanes = lane_count(lanes, global_batch_size, plan.rows)
         self.items_per_lane = global_batch_size // self.lanes
         self._plan = plan
+        self._donors = donors
         self._order = lru_cache(maxsize=64)(lambda epoch: EpochOrder(plan.starts, seed, epoch, window))
 
     def lanes_of(self, rank: int, world_size: int) -> range:
@@ -63,7 +99,11 @@ class Schedule:
 
     def _slot(self, lane: int, item: int) -> Slot:
         epoch, position = position_of(lane, item, self.lanes, self._plan.rows)
-        return self._plan.slot(self._order(epoch)[position], epoch)
+        order = self._order(epoch)
+        slot = self._plan.slot(order[position], epoch)
+        if self._donors:
+            return replace(slot, donors=self._plan.where(order.donors(position)))
+        return slot
 
 
 def lane_count(lanes: int, global_batch_size: int, rows: int) -> int:

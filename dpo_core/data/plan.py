@@ -3,46 +3,20 @@
 import hashlib
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field
 
 from dpo_core.data import files, latents
+from dpo_core.data.quality import quality_shape
 from dpo_core.data.quarantine import Quarantined, RowRejected, check_share, read_quarantine
 from dpo_core.data.scan import RowGroup, Scan, scan_rows
-from dpo_core.section import Section
+from dpo_core.data.section import DataSection
 
-
-class DataSection(Section):
-    """Which preference pairs to train on, and how an image becomes a training crop."""
-
-    paths: list[str] = []
-    """Parquet files, globs or folders with preference pairs, or one folder that `palate prepare` filled."""
-    resolution: int = Field(default=512, ge=8)
-    """Side of the square training images, in pixels."""
-    crop: Literal["center", "random"] = "center"
-    """Where the square is cut from the resized image; the same place for both images of a pair."""
-    flip: Literal["none", "pair", "independent"] = "none"
-    """Mirror half of the pairs (pair), or half of the images (independent)."""
-    captions: Literal["shared", "per_image"] = "shared"
-    """One caption for both images (column caption), or one each (caption_0, caption_1)."""
-    caption_dropout: float = Field(default=0.0, ge=0, le=1)
-    """Share of pairs trained with the empty caption."""
-    lanes: int = Field(default=16, ge=1)
-    """Parts an epoch is cut into and shared out; at least as many as workers, and a divisor of the global batch."""
-    window: int = Field(default=2, ge=1)
-    """Row groups whose rows are shuffled together; each lane keeps about this many in memory."""
-    max_quarantined_share: float = Field(default=0.05, ge=0, le=1)
-    """Stop when more than this share of the rows cannot be used."""
-    min_side: int = Field(default=32, ge=1)
-    """Smallest side of a usable image, in pixels."""
-    max_megapixels: float = Field(default=16.0, gt=0)
-    """Largest usable image, in millions of pixels; checked before decoding."""
-    max_aspect: float = Field(default=4.0, ge=1)
-    """Largest ratio of an image's long side to its short side."""
+Place = tuple[RowGroup, int]
+"""A row, counted within its row group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +27,8 @@ class Slot:
     row: int
     pair_id: str
     epoch: int
+    donors: tuple[Place, ...] = ()
+    """Rows whose chosen image may be the rejected one here, in the order in which to try them."""
 
     def quarantined(self, rejected: RowRejected) -> Quarantined:
         row = self.group.first_row + self.row
@@ -82,6 +58,8 @@ class Plan:
     """Hash of file names, file sizes, ids and which rows are usable; the same wherever the set lies."""
     cache: latents.LatentCache | None = None
     """Set when the rows hold posteriors instead of images."""
+    quality_shape: tuple[int, int] | None = None
+    """(h, w) of the patch quality maps, where they are asked for."""
 
     @property
     def rows(self) -> int:
@@ -97,7 +75,7 @@ class Plan:
         if any(latents.is_cache(path) for path in section.paths):
             return cls._of_cache(section)
         found = files.expand_paths(section.paths)
-        scan = scan_rows(found, per_image_captions=section.captions == "per_image")
+        scan = scan_rows(found, per_image_captions=section.captions == "per_image", quality=section.quality)
         parts, quarantined = _sort_out(scan)
         ties = sum(verdict is None for verdicts in scan.verdicts for verdict in verdicts)
         check_share(quarantined, len(scan.pair_ids), section.max_quarantined_share)
@@ -112,6 +90,7 @@ class Plan:
             ties=ties,
             quarantined=quarantined,
             fingerprint=_fingerprint(found, parts),
+            quality_shape=quality_shape(scan.groups) if section.quality else None,
         )
 
     @classmethod
@@ -119,10 +98,10 @@ class Plan:
         if len(section.paths) > 1:
             raise ValueError(f"data.paths mixes a latent cache with other paths: {', '.join(section.paths)}; give one")
         cache, parts = latents.open_cache(section.paths[0], resolution=section.resolution, captions=section.captions)
-        if section.crop != "center" or section.flip != "none":
+        if needs_images := section.needs_images():
             raise ValueError(
-                f"data.crop={section.crop} and data.flip={section.flip} need images, but {section.paths[0]} holds "
-                "latents of centre crops; use data.crop=center and data.flip=none, or train on the images"
+                f"{section.paths[0]} holds latents of centre crops, which cannot serve {needs_images}; leave that at "
+                "its default, or train on the images"
             )
         known = read_quarantine(latents.quarantine_file(section.paths[0]))
         check_share(known, cache.total, section.max_quarantined_share)
@@ -152,6 +131,13 @@ class Plan:
         """Usable row ``index`` as it is met in ``epoch``."""
         group = int(np.searchsorted(self.starts, index, side="right")) - 1
         return Slot(self.groups[group], int(self.places[index]), self.pair_ids[index].as_py(), epoch)
+
+    def where(self, rows: NDArray[np.int64]) -> tuple[Place, ...]:
+        """Where these usable rows lie."""
+        groups = np.searchsorted(self.starts, rows, side="right") - 1
+        return tuple(
+            (self.groups[group], row) for group, row in zip(groups.tolist(), self.places[rows].tolist(), strict=True)
+        )
 
 
 def _sort_out(scan: Scan) -> tuple[list[Part], list[Quarantined]]:

@@ -30,6 +30,8 @@ class Reason(StrEnum):
     LABEL_NAN = "label_nan"
     LABEL_OUT_OF_RANGE = "label_out_of_range"
     LABEL_INCONSISTENT = "label_inconsistent"
+    QUALITY_MISSING = "quality_missing"
+    QUALITY_MALFORMED = "quality_malformed"
 
 
 class RowRejected(Exception):

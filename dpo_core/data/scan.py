@@ -32,12 +32,12 @@ class Scan:
     pair_ids: list[str] = field(default_factory=list)
 
 
-def scan_rows(found: list[str], *, per_image_captions: bool) -> Scan:
+def scan_rows(found: list[str], *, per_image_captions: bool, quality: bool = False) -> Scan:
     """Judge every row of the files ``found``. Raises ValueError for missing columns and damaged files."""
     scan = Scan()
     rankings: list[NDArray[np.int64]] = []
     for file in found:
-        for group, table in _cheap_columns(file, per_image_captions):
+        for group, table in _cheap_columns(file, per_image_captions, quality):
             scan.groups.append(group)
             scan.verdicts.append(_judge(table, per_image_captions))
             rankings.append(_ranking_ids(table))
@@ -45,12 +45,12 @@ def scan_rows(found: list[str], *, per_image_captions: bool) -> Scan:
     return scan
 
 
-def _cheap_columns(file: str, per_image_captions: bool) -> Iterator[tuple[RowGroup, pa.Table]]:
+def _cheap_columns(file: str, per_image_captions: bool, quality: bool) -> Iterator[tuple[RowGroup, pa.Table]]:
     captions = schema.caption_columns(per_image_captions)
     columns = (*captions, *schema.LABELS, "has_label", "ranking_id")
     first_row = 0
     with files.open_parquet(file) as parquet:
-        schema.check_columns(parquet.schema_arrow, file, per_image=per_image_captions)
+        schema.check_columns(parquet.schema_arrow, file, per_image=per_image_captions, quality=quality)
         for index in range(parquet.num_row_groups):
             table = files.read_row_group(parquet, file, index, columns)
             yield RowGroup(file, index, first_row), table

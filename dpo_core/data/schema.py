@@ -39,6 +39,8 @@ SCHEMA = pa.schema(
 CAPTION_PER_IMAGE = ("caption_0", "caption_1")
 LABELS = ("label_0", "label_1")
 IMAGES = ("jpg_0", "jpg_1")
+QUALITY = ("patch_quality_0", "patch_quality_1")
+"""Patch quality maps, ``[h][w]`` on the latent grid, where a data set has them."""
 
 _ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _JOINERS = "\u200c\u200d"
@@ -59,13 +61,16 @@ def caption_columns(per_image: bool) -> tuple[str, ...]:
     return CAPTION_PER_IMAGE if per_image else ("caption",)
 
 
-def check_columns(schema: pa.Schema, file: str, *, per_image: bool) -> None:
+def check_columns(schema: pa.Schema, file: str, *, per_image: bool, quality: bool = False) -> None:
     """Raise ValueError unless ``file`` has the columns that training reads, in types it can read."""
     captions = caption_columns(per_image)
-    required = (*captions, *IMAGES, *LABELS)
+    maps = QUALITY if quality else ()
+    required = (*captions, *IMAGES, *LABELS, *maps)
     missing = [name for name in required if name not in schema.names]
     if missing:
-        hint = " (data.captions=per_image asks for them)" if set(missing) & set(CAPTION_PER_IMAGE) else ""
+        asked = {"data.captions=per_image": CAPTION_PER_IMAGE, "data.quality=true": QUALITY}
+        who = " and ".join(setting for setting, names in asked.items() if set(missing) & set(names))
+        hint = f" ({who} asks for them)" if who else ""
         raise ValueError(
             f"{file}: the column(s) {', '.join(missing)} are missing{hint}; needed are {', '.join(required)}, "
             f"the file has {', '.join(schema.names) or 'none'}"
@@ -74,6 +79,7 @@ def check_columns(schema: pa.Schema, file: str, *, per_image: bool) -> None:
         (captions, _is_text, "text or a list of texts"),
         (IMAGES, _is_image, "binary, or a struct with a binary field 'bytes'"),
         (LABELS, _is_number, "a number"),
+        (maps, _is_map, "a list of lists of numbers"),
     ):
         for name in names:
             if not is_readable(schema.field(name).type):
@@ -187,6 +193,10 @@ def _is_image(kind: Any) -> bool:
 
 def _is_binary(kind: Any) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _is_map(kind: Any) -> bool:
+    return _is_list(kind) and _is_list(kind.value_type) and _is_number(kind.value_type.value_type)
 
 
 def _is_number(kind: Any) -> bool:

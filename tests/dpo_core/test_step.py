@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from dpo_core.data.batches import PairBatch
@@ -54,3 +55,15 @@ def test_what_is_random_for_a_pair_does_not_depend_on_the_batch_it_is_in(tiny_sd
     errors = [errors_of(policy, batch) for batch in (whole, alone)]
     assert errors[0].timesteps[1] == errors[1].timesteps[0]
     assert torch.allclose(errors[0].policy_chosen[1], errors[1].policy_chosen[0], atol=1e-4)
+
+
+def test_quality_maps_must_lie_on_the_latents(tiny_sd):
+    policy, batch = policy_of(tiny_sd, DPO()), latent_batch(2, (4, 8, 8))
+    batch.quality = torch.rand(2, 2, 8, 8)
+    errors = errors_of(policy, batch)
+    assert errors.chosen_quality is not None
+    assert errors.rejected_quality is not None
+    assert torch.equal(torch.stack([errors.chosen_quality, errors.rejected_quality], dim=1), batch.quality)
+    batch.quality = torch.rand(2, 2, 4, 8)
+    with pytest.raises(ValueError, match=r"quality maps .* are 4 x 8, but the latents are 8 x 8"):
+        errors_of(policy, batch)

@@ -3,12 +3,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dpo_core.data.batches import DataSection, Share, step_batches
 from dpo_core.data.plan import Plan
 from ray_jobs import stream
-from ray_jobs.stream import cut_steps, ray_step_batches, steps_per_unit
+from ray_jobs.stream import bytes_per_pair, cut_steps, ray_step_batches, steps_per_unit
 from tests.same_batches import assert_same, take
 
 pytestmark = pytest.mark.timeout(600)  # a cluster on a busy machine takes minutes to start
@@ -52,6 +54,32 @@ def test_each_of_two_ranks_resumes_in_the_middle_bit_for_bit(ray_cluster, plan, 
     half = replace(SHARE, rank=rank, world_size=2)
     streamed = ray_step_batches(plan, SECTION, half, 5, 8)
     assert_same(list(streamed), take(step_batches(plan, SECTION, half, 5), 3))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("rank", [0, 1])
+def test_images_of_other_pairs_and_image_prompts_arrive_bit_for_bit_too(ray_cluster, small_units, rank):
+    made = {"rejected": "other", "prompt_image": True, "joint_dropout": 0.2, "window": 1}
+    section = SECTION.model_copy(update=made)
+    plan, half = Plan.build(section), replace(SHARE, rank=rank, world_size=2)
+    streamed = ray_step_batches(plan, section, half, 5, 8)
+    assert_same(list(streamed), take(step_batches(plan, section, half, 5), 3))
+
+
+@pytest.mark.ray
+def test_patch_quality_maps_arrive_bit_for_bit_too(ray_cluster, small_units, tmp_path):
+    table = pq.read_table(ASSETS / "real_pairs.parquet")
+    for name in ("patch_quality_0", "patch_quality_1"):
+        maps = [[[row + 0.1, row + 0.2]] if row % 5 else None for row in range(len(table))]
+        table = table.append_column(name, pa.array(maps, type=pa.list_(pa.list_(pa.float64()))))
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=6)
+    section = DataSection(paths=[str(tmp_path)], resolution=32, quality=True, max_quarantined_share=0.5)
+    plan = Plan.build(section)
+    ours = list(ray_step_batches(plan, section, SHARE, 0, 3))
+    assert_same(ours, take(step_batches(plan, section, SHARE), 3))
+    assert {str(record.reason) for step in ours for batch in step for record in batch.quarantined} == {
+        "quality_missing"
+    }
 
 
 @pytest.mark.ray
@@ -107,6 +135,13 @@ def test_more_ranks_than_lanes_are_refused_before_ray_is_asked(plan):
 )
 def test_a_unit_holds_the_steps_that_fit_its_size(pairs, pair_bytes, steps):
     assert steps_per_unit(pairs, pair_bytes) == steps
+
+
+def test_the_size_of_a_pair_is_that_of_its_tensors():
+    section = DataSection(paths=["a"], resolution=32)
+    assert bytes_per_pair(section, None, None) == 2 * 3 * 32 * 32 + 48
+    with_prompt = section.model_copy(update={"prompt_image": True})
+    assert bytes_per_pair(with_prompt, None, (4, 6)) == 2 * 3 * 32 * 32 + 48 + 3 * 224 * 224 + 2 * 4 * 24
 
 
 def test_units_grow_from_one_step_and_cover_every_step_once():

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_core.data.batches import DataSection, PairBatch, Share, make_schedule, step_batches
+from dpo_core.data.images import ImageLimits, crop_geometry, decode
 from dpo_core.data.loader import BatchLoader
 from dpo_core.data.plan import Plan
 from dpo_core.data.scan import RowGroup
+from dpo_core.randomness import uniform
 from tests.same_batches import assert_same, flat, pixels_of, take
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -201,6 +203,26 @@ def test_random_crops_change_with_the_epoch_and_center_crops_do_not():
     moved, fixed = pixels_of(loader.load(slots)), pixels_of(still.load(slots))
     assert not torch.equal(moved[: PLAN.rows], moved[PLAN.rows :])
     assert torch.equal(fixed[: PLAN.rows], fixed[PLAN.rows :])
+
+
+def test_each_image_has_the_geometry_of_its_own_size_and_place():
+    section = REAL.model_copy(update={"crop": "random", "flip": "independent"})
+    batch = BatchLoader(section, 5, None).load([PLAN.slot(index, 1) for index in range(PLAN.rows)])
+    rows = pq.read_table(ASSETS / "real_pairs.parquet").to_pylist()
+    usable = [row for row in rows if row["label_0"] != row["label_1"]]
+    assert batch.geometry is not None
+    assert batch.geometry.dtype == torch.int32
+    mirrored = []
+    for row, pair_id, geometry in zip(usable, batch.pair_ids, batch.geometry.tolist(), strict=True):
+        first = int(row["label_1"] > row["label_0"])
+        x, y = (uniform(5, 1, pair_id, f"crop {axis}") for axis in "xy")
+        for side, name, found in zip((first, 1 - first), ("chosen", "rejected"), geometry, strict=True):
+            size = decode(row[f"jpg_{side}"], ImageLimits()).size
+            flip = uniform(5, 1, pair_id, f"flip {name}") < 0.5
+            assert tuple(found) == crop_geometry(size, 32, x=x, y=y, flip=flip)
+            mirrored.append(tuple(found) != crop_geometry(size, 32, x=x, y=y, flip=False))
+    assert {True, False} == set(mirrored)
+    assert any(own != other for own, other in batch.geometry.tolist())
 
 
 def test_a_reader_without_memory_reads_the_same_rows():

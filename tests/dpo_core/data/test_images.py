@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dpo_core.data import schema
-from dpo_core.data.images import ImageLimits, decode, training_crop
+from dpo_core.data.images import ImageLimits, crop_geometry, decode, training_crop
 from dpo_core.data.quarantine import Reason, RowRejected
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -153,3 +153,32 @@ def test_shrinking_is_antialiased():
 def test_an_image_of_the_right_size_is_not_resampled():
     noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     assert np.array_equal(training_crop(Image.fromarray(noise), 64, x=0.5, y=0.5, flip=False), noise)
+
+
+@pytest.mark.parametrize(
+    ("size", "x", "y", "flip", "top_left"),
+    [
+        # 60 x 40 shrinks to 30 x 20: ten columns are cut off.
+        ((60, 40), 1.0, 0.5, False, (0, 10)),
+        ((60, 40), 0.3, 0.5, False, (0, 3)),
+        ((60, 40), 0.3, 0.5, True, (0, 7)),
+        ((60, 40), 1.0, 0.5, True, (0, 0)),
+        # 40 x 60 shrinks to 20 x 30: ten rows are cut off, and mirroring changes nothing.
+        ((40, 60), 0.9, 0.2, False, (2, 0)),
+        ((40, 60), 0.9, 0.2, True, (2, 0)),
+        ((20, 20), 0.9, 0.2, True, (0, 0)),
+    ],
+)
+def test_the_geometry_is_the_size_before_and_the_offset_after_resizing(size, x, y, flip, top_left):
+    width, height = size
+    assert crop_geometry(size, 20, x=x, y=y, flip=flip) == (height, width, *top_left, 20, 20)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_offset_finds_the_crop_in_the_resized_image_mirrored_if_it_was(flip):
+    noise = np.random.default_rng(2).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    _, _, top, left, _, _ = crop_geometry(image.size, 20, x=0.7, y=0.1, flip=flip)
+    resized = np.asarray(image.resize((30, 20), Image.Resampling.BICUBIC))
+    whole = resized[:, ::-1] if flip else resized
+    assert np.array_equal(training_crop(image, 20, x=0.7, y=0.1, flip=flip), whole[top : top + 20, left : left + 20])

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def row(pair_id: str, value: float | None, dtype: str = "float32") -> dict:
         "posterior": posterior,
         "shape": None if value is None else list(SHAPE),
         "geometry": None if value is None else [40, 50, 0, 5, 32, 32, 32, 32, 0, 0, 32, 32],
+        "digest": None if value is None else pair_id.encode(),
         "reason": "image_null" if value is None else None,
         "detail": "" if value is None else None,
         "source_file": "source.parquet",
@@ -88,6 +90,9 @@ def test_batches_of_a_cache_hold_posteriors_in_float32(tmp_path, dtype):
     assert dict(zip(batch.pair_ids, batch.weights.tolist(), strict=True))["3"] == 0
     assert [(record.pair_id, record.reason) for record in batch.quarantined] == [("3", Reason.IMAGE_NULL)]
     assert set(batch.rejected_captions) == {"", *(f"rejected {pair}" for pair in "0124")}
+    assert batch.geometry is not None
+    geometry = dict(zip(batch.pair_ids, batch.geometry.tolist(), strict=True))
+    assert geometry["4"] == [[40, 50, 0, 5, 32, 32], [32, 32, 0, 0, 32, 32]]
 
 
 @pytest.mark.parametrize(
@@ -95,8 +100,11 @@ def test_batches_of_a_cache_hold_posteriors_in_float32(tmp_path, dtype):
     [
         ({"resolution": 64}, "prepared with data.resolution=32, but data.resolution=64"),
         ({"captions": "per_image"}, "prepared with data.captions=shared"),
-        ({"crop": "random"}, r"data\.crop=random .* need images"),
-        ({"flip": "pair"}, r"data\.flip=pair need images"),
+        ({"crop": "random"}, r"cannot serve data\.crop=random;"),
+        ({"crop": "random", "flip": "pair"}, r"cannot serve data\.crop=random, data\.flip=pair;"),
+        ({"rejected": "blur"}, r"cannot serve data\.rejected=blur;"),
+        ({"prompt_image": True}, r"cannot serve data\.prompt_image=true;"),
+        ({"quality": True}, r"cannot serve data\.quality=true;"),
         ({"max_quarantined_share": 0.1}, r"2 of 7 rows"),
     ],
 )
@@ -123,6 +131,16 @@ def test_a_damaged_description_is_one_clear_error(tmp_path):
     (tmp_path / "cache.json").write_text('{"encoder": 1}')
     with pytest.raises(ValueError, match=r"cache\.json cannot be read as the description of a latent cache"):
         latents.read_cache(tmp_path)
+
+
+def test_a_cache_of_an_older_format_is_refused_with_what_to_do(tmp_path):
+    make_cache(tmp_path)
+    file = tmp_path / "cache.json"
+    fields = json.loads(file.read_text())
+    assert fields.pop("format") == latents.FORMAT == 2
+    file.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"cache of format 1, but .* format 2; run `palate prepare` into a new folder"):
+        Plan.build(SECTION.model_copy(update={"paths": [str(tmp_path)]}))
 
 
 def test_caches_differ_by_what_decides_their_shards_and_by_nothing_else(tmp_path):
