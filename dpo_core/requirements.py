@@ -40,8 +40,8 @@ def objective_needs(config: "TrainSection") -> Iterator[str]:
         )
     if objective.rejected == "made" and data.rejected == "given":
         yield (
-            f"objective {objective.kind} needs rejected images made from chosen ones: set data.rejected to other, blur, "
-            "grid or noise"
+            f"objective {objective.kind} needs rejected images made from chosen ones: set data.rejected to other, "
+            "blur, grid or noise"
         )
     if objective.needs_quality and not data.quality:
         yield (

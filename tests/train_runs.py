@@ -9,7 +9,7 @@ import torch
 
 from dpo_core.checkpoint import load_latest
 from dpo_core.context import LocalContext, RunContext
-from dpo_core.data.batches import Share, step_batches
+from dpo_core.data.batches import step_batches
 from dpo_core.data.plan import Plan
 from dpo_core.metrics import read_complete_rows
 from dpo_core.training import TrainSection, train

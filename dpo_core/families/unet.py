@@ -20,6 +20,8 @@ from dpo_core.noising import Timesteps, noising_of
 class UNetFamily(Family):
     """A family whose denoiser is a U-Net that predicts the noise, or v."""
 
+    takes_image_prompts: ClassVar[bool] = True
+
     zero_terminal_snr: bool | None = None
     """Whether the last timestep is pure noise (arXiv 2305.08891), as the turbo models were trained; null takes it from
     the model's scheduler."""
@@ -48,13 +50,26 @@ class LoadedUNet:
         self.config = config
         self.device = device
         self.parts: dict[str, Any] = dict(pipeline.components)
+        self.text_names = tuple(name for name in self.kohya if name != "unet" and self.parts[name] is not None)
+        self._check_fit()
         self.denoiser = self.parts["unet"].to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
         self.images = ImageEncoder(self.parts["vae"], device, precision)
-        self.text_names = tuple(name for name in self.kohya if name != "unet" and self.parts[name] is not None)
         self.text_encoders = tuple(self.parts[name].to(device).requires_grad_(False).eval() for name in self.text_names)
         self.noising = noising_of(dict(pipeline.scheduler.config), zero_terminal_snr=config.zero_terminal_snr)
         self.memory = CaptionMemory(device)
         self.image_prompt: ImagePrompt | None = None
+
+    def _check_fit(self) -> None:
+        """Raise ValueError when the U-Net, which may come from another folder, reads other captions than it gets."""
+        unet = self.parts["unet"].config
+        width = sum(self.parts[name].config.hidden_size for name in self.text_names)
+        told = "text_time" if "text_encoder_2" in self.kohya else None
+        if (unet.cross_attention_dim, unet.addition_embed_type) != (width, told):
+            raise ValueError(
+                f"family.denoiser: the U-Net of {self.config.denoiser or self.config.model!r} (cross_attention_dim "
+                f"{unet.cross_attention_dim}, addition_embed_type {unet.addition_embed_type}) is not one for "
+                f"{self.config.model!r} ({width}, {told})"
+            )
 
     def encode_images(
         self, pixels: UInt8[Tensor, "n 3 height width"]
