@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 from pydantic import Field, model_validator
@@ -13,6 +14,7 @@ from dpo_core.data.encoder import check_encoder
 from dpo_core.data.plan import DataSection, Plan
 from dpo_core.data.quarantine import Quarantine, Quarantined, counts_by_reason, read_quarantine
 from dpo_core.diagnostics import ChosenErrorAlarm
+from dpo_core.ema import EMA
 from dpo_core.export import export_model
 from dpo_core.families import DTYPES, SD15, AnyFamily, Precision, weights_hash
 from dpo_core.metrics import MetricsFile, RunningMeans
@@ -106,9 +108,12 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
     base_hash = weights_hash([family.denoiser]) if context.rank == 0 else ""
     policy = Policy(config.policy, family, context.device, loop.precision, loop.seed, objective.needs_reference)
     parameters = policy.parameters()
-    optimizer = make_optimizer(config.optim, parameters)
+    optimizer = make_optimizer(config.optim, parameters, loop.global_batch_size)
     schedule = make_schedule(config.optim, optimizer, loop.max_steps)
     scaler = torch.amp.GradScaler(context.device.type, enabled=loop.precision == "fp16")  # pyright: ignore[reportPrivateImportUsage]
+    # Only rank 0 writes checkpoints and the model, so only it needs the average.
+    decay = config.optim.ema_decay if context.rank == 0 else None
+    ema = EMA(decay, policy.named_parameters()) if decay is not None else None
     quarantine = Quarantine(plan.quarantined, limit=config.data.max_quarantined_share)
     quarantine_file = context.run_dir / "quarantine.parquet"
 
@@ -121,6 +126,8 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
         optimizer.load_state_dict(saved.optim["optimizer"])
         schedule.load_state_dict(saved.optim["schedule"])
         scaler.load_state_dict(saved.optim["scaler"])
+        if ema is not None:
+            ema.load_state(saved.optim["ema"])
         planned = {item.pair_id for item in plan.quarantined}
         found = [item for item in read_quarantine(quarantine_file) if item.pair_id not in planned]
         quarantine.add(found, rows_read=saved.step * loop.global_batch_size)
@@ -149,6 +156,8 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
         scaler.update()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
+        if ema is not None:
+            ema.update()
 
         done = step + 1
         last = done == loop.max_steps
@@ -173,6 +182,8 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
                 "schedule": schedule.state_dict(),
                 "scaler": scaler.state_dict(),
             }
+            if ema is not None:
+                optim["ema"] = ema.state()
             save_checkpoint(checkpoints, TrainingState(done, policy.state(), optim, record), loop.keep_checkpoints)
 
     if context.rank == 0:
@@ -185,4 +196,5 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
             "quarantined": counts_by_reason(quarantine.records),
         }
         dtype = DTYPES[loop.export_dtype]
-        export_model(context.run_dir / "model", family, name=name, config=record, facts=facts, dtype=dtype)
+        with ema.swapped() if ema is not None else nullcontext():
+            export_model(context.run_dir / "model", family, name=name, config=record, facts=facts, dtype=dtype)
