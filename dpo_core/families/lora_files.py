@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -88,8 +89,24 @@ def comfy_state(part: LoraPart, state: dict[str, Tensor], alpha: float, dtype: t
         converted[f"{key}.{down}.weight"] = first.to(dtype)
         converted[f"{key}.{up}.weight"] = (second * (alpha / rank)).to(dtype)
         converted[f"{key}.alpha"] = torch.tensor(float(rank))
-        magnitude = state.get(f"{layer}.lora_magnitude_vector")
-        if magnitude is not None:
-            shape = (second.shape[0], *(1 for _ in first.shape[1:]))
-            converted[f"{key}.dora_scale"] = magnitude.reshape(shape).to(dtype)
+        if f"{layer}.lora_magnitude_vector" in state:
+            scale = comfy_magnitude(part.module, layer)
+            converted[f"{key}.dora_scale"] = scale.reshape(-1, *(1 for _ in first.shape[1:])).to(dtype)
     return converted
+
+
+@torch.no_grad()
+def comfy_magnitude(module: torch.nn.Module, layer: str) -> Float[Tensor, " outputs"]:
+    """The ``dora_scale`` with which ComfyUI arrives at this layer's weights.
+
+    DoRA's weight is magnitude (W + change) / |W + change|, row by row (arXiv 2402.09353, eq. 5). ComfyUI divides by |W|
+    instead, so the magnitude is given times |W| / |W + change|. Readers that divide as the paper does are off by that
+    factor; diffusers reads no ``dora_scale`` at all and has its own file.
+    """
+    names = dict(module.named_modules())
+    lora: Any = names[layer if layer in names else layer.removeprefix("text_model.")]
+    weight: Tensor = lora.get_base_layer().weight.float().cpu()
+    first, second = (matrix[ADAPTER].weight.float().cpu().flatten(1) for matrix in (lora.lora_A, lora.lora_B))
+    whole = weight + lora.scaling[ADAPTER] * (second @ first).view_as(weight)
+    magnitude = lora.lora_magnitude_vector[ADAPTER].weight.float().cpu().flatten()
+    return magnitude * weight.flatten(1).norm(dim=1) / whole.flatten(1).norm(dim=1)
