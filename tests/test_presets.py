@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from diffusers import UNet2DConditionModel
 
 from dpo_core.objectives import AnyObjective
 from dpo_core.training import TrainSection
@@ -12,14 +13,14 @@ from ray_jobs.config import load_config
 from ray_jobs.train import TrainJob
 from tests.tiny_data import make_pairs
 from tests.tiny_families import TINY
+from tests.tiny_ip_adapter import make_tiny_ip_adapter
 from tests.train_runs import rows, run
 
 PRESETS = sorted((Path(__file__).parents[1] / "tune_configs" / "train").glob("*_*.yaml"))
 FULL_MATRIX = ("sd15", "sdxl", "sd3", "flux")
 SMALL = [
     "data.resolution=16", "data.min_side=16", "loop.max_steps=2", "loop.global_batch_size=4",
-    "loop.worker_batch_size=2", "loop.log_every=1", "loop.checkpoint_every=2", "optim.warmup_steps=1",
-    "family.vae=null",
+    "loop.worker_batch_size=2", "loop.log_every=1", "loop.checkpoint_every=2", "family.vae=null",
 ]  # fmt: skip
 
 
@@ -40,7 +41,14 @@ def test_preset_trains_a_tiny_model_of_its_family(preset: Path, models, pairs, t
     kind = re.search(r"^family: \{kind: (\w+)", text, flags=re.M)
     assert kind is not None
     model = models["sdxl-refiner" if "refiner" in preset.stem else kind[1]]
-    job = load_config(TrainJob, preset, [*SMALL, f"family.model={model}", f"data.paths=[{pairs}]"])
+    overrides = [*SMALL, f"family.model={model}", f"data.paths=[{pairs}]"]
+    if "constant_with_warmup" in text:
+        overrides.append("optim.warmup_steps=1")
+    if "method: ip_adapter" in text:
+        unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+        adapter, encoder = make_tiny_ip_adapter(tmp_path, unet)
+        overrides += [f"policy.ip_adapter.model={adapter}", f"policy.ip_adapter.image_encoder={encoder}"]
+    job = load_config(TrainJob, preset, overrides)
     config = TrainSection.model_validate(job.model_dump(include=set(TrainSection.model_fields)))
     run(config, tmp_path)
     logged = rows(tmp_path)
