@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from dpo_core.families.base import DTYPES, Family, Precision
-from dpo_core.families.pipeline import load_part, wrong_model
+from dpo_core.families.pipeline import load_part, quiet_libraries, wrong_model
 
 
 class ImageEncoder:
@@ -47,6 +47,7 @@ def load_vae(family: Family) -> Any:
     """The family's autoencoder in float32, on the CPU. Raises ValueError when it cannot be loaded."""
     if family.vae is not None:
         return load_part("vae", "vae", family.vae, torch.float32)
+    quiet_libraries()
     try:
         return AutoModel.from_pretrained(
             family.source,

@@ -46,9 +46,7 @@ def load_pipeline(
 
 def read_index(config: Family) -> dict[str, Any]:
     """``model_index.json`` of ``config.model``: [library, class] of each part. Raises ValueError when there is none."""
-    for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()
-        library.set_verbosity_error()
+    quiet_libraries()
     if Path(config.source).is_absolute() and not Path(config.source).exists():
         raise wrong_model(config, "cannot be loaded: there is no such folder")
     try:
@@ -56,6 +54,13 @@ def read_index(config: Family) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise wrong_model(config, f"cannot be loaded: {error}") from error
     return dict(index)
+
+
+def quiet_libraries() -> None:
+    """Keep progress bars and advice of the libraries out of the output; their errors are raised anyway."""
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
 
 
 def wrong_model(config: Family, problem: str) -> ValueError:
@@ -71,6 +76,7 @@ def load_part(field: str, name: str, source: str, dtype: Dtype) -> Any:
     """One network from a folder or hub id of its own, or from a pipeline's; ValueError when there is none."""
     wanted = dtype if isinstance(dtype, torch.dtype) else dtype.get(name, dtype["default"])
     problem = ""
+    quiet_libraries()
     for place in ({"subfolder": name}, {}):
         try:
             return AutoModel.from_pretrained(source, dtype=wanted, use_safetensors=True, **place)
