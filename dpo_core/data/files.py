@@ -8,6 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+QUARANTINE_FILE = "quarantine.parquet"
+"""Lies beside the rows that it is about, and holds none to train on."""
+
 
 def expand_paths(paths: Sequence[str]) -> list[str]:
     """The parquet files behind ``paths`` (files, globs, folders): entries in the given order, each sorted inside.
@@ -63,7 +66,7 @@ def _expand(path: str) -> list[str]:
     if "://" in path:
         raise ValueError(f"data.paths: {path!r} is not a local path; copy or mount the files first")
     if os.path.isdir(path):
-        return sorted(str(file) for file in Path(path).rglob("*.parquet"))
+        return sorted(str(file) for file in Path(path).rglob("*.parquet") if file.name != QUARANTINE_FILE)
     if os.path.isfile(path):
         return [path]
     return sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))

@@ -16,14 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dpo_core.data.files import open_parquet
+from dpo_core.data.files import QUARANTINE_FILE, open_parquet
 from dpo_core.data.quarantine import Quarantined, Reason, RowRejected
 from dpo_core.data.scan import RowGroup
 
 CACHE_FILE = "cache.json"
 FORMAT = 2
 """Raised whenever shards of before cannot be read any more."""
-QUARANTINE_FILE = "quarantine.parquet"
 SHARD_SCHEMA = pa.schema(
     [
         ("pair_id", pa.string()),

@@ -1,0 +1,264 @@
+"""A job that makes shards from shards: rows of a preference set in, rows of a preference set out.
+
+Such a job is a `Recipe` and a few lines that fill a `ShardJob`. The recipe says how a row becomes rows; everything else
+(reading, Ray, resuming, quarantine, totals) is here and in `shard_work`. For example::
+
+    class Shout(Recipe):
+        columns = (pa.field("caption", pa.string()),)
+
+        def load(self) -> Maker:  # once per worker: a model, a client
+            return lambda rows: [Outcome.made({"caption": row.captions[0][0].upper()}) for row in rows]
+
+    source = read_source(job.data, takes="decided")
+    work = ShardJob("shout", Path("runs/shout"), source, Shout(), settings_of(job, leave_out=("cluster",)), job.cluster)
+    run_shards(work, console)  # and `plan_shards(work)` for --dry-run
+
+The folder then holds ``pairs-*.parquet`` (give the folder to ``data.paths``), ``quarantine.parquet`` and ``job.json``.
+Shards get their names only when the last one is done, so a folder with pairs is a whole set.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dpo_core.data.files import QUARANTINE_FILE
+from dpo_core.data.quarantine import check_share, counts_by_reason, write_quarantine
+from dpo_core.section import Section
+from ray_jobs.cluster import ClusterSection
+from ray_jobs.shard_source import Part, Source, given_source, read_source
+from ray_jobs.shard_work import Maker, Outcome, Recipe, Row, Summary, Task, read_summary, work_here, work_on_ray
+
+__all__ = [
+    "Maker",
+    "Outcome",
+    "Recipe",
+    "Row",
+    "ShardJob",
+    "Source",
+    "given_source",
+    "plan_shards",
+    "read_record",
+    "read_source",
+    "run_shards",
+    "settings_of",
+    "shard_files",
+]
+
+JOB_FILE = "job.json"
+FORMAT = 1
+"""Raised whenever shards of before cannot be gone on with any more."""
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What is made of which rows, where and by how many."""
+
+    verb: str
+    folder: Path
+    source: Source
+    recipe: Recipe
+    settings: dict[str, Any]
+    """All of the config that changes what is made; see `settings_of`."""
+    cluster: ClusterSection
+    shard_pairs: int = 64
+    """Rows per shard, rounded up to whole row groups of the source; a shard is what a killed job repeats."""
+    max_quarantined_share: float = 0.05
+
+
+@dataclass(frozen=True)
+class Record:
+    """What ``job.json`` says."""
+
+    verb: str
+    source: str
+    """Fingerprint of the source."""
+    settings: dict[str, Any]
+    shard_pairs: int
+    complete: bool = False
+    totals: dict[str, Any] = field(default_factory=dict)
+    """Rows in and out, and whatever the recipe counts."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """What the recipe found out about the whole set."""
+    format: int = FORMAT
+
+    def differences(self, other: "Record") -> str:
+        """What makes the shards of two jobs different, in words; empty when they are interchangeable."""
+        ours, theirs = _decided(self), _decided(other)
+        return ", ".join(
+            f"{name} {_shown(ours.get(name))} there, {_shown(theirs.get(name))} here"
+            for name in dict.fromkeys([*ours, *theirs])
+            if ours.get(name) != theirs.get(name)
+        )
+
+
+def settings_of(config: Section, *, leave_out: Iterable[str] = ()) -> dict[str, Any]:
+    """The fields of ``config`` by dotted name, without those named in ``leave_out`` and everything below them."""
+    left_out = tuple(leave_out)
+
+    def flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in values.items():
+            path = f"{prefix}{name}"
+            if path in left_out:
+                continue
+            if isinstance(value, Mapping) and value:
+                yield from flat(value, f"{path}.")
+            else:
+                yield path, value
+
+    return dict(flat(config.model_dump(mode="json"), ""))
+
+
+def run_shards(job: ShardJob, console: Console | None = None) -> Record:
+    """Fill the folder, or what is missing of it; returns what ``job.json`` then says.
+
+    Raises ValueError when the folder holds another set, when too many rows cannot be used, and as the recipe does.
+    """
+    console = console or Console()
+    wanted = Record(job.verb, job.source.fingerprint, job.settings, job.shard_pairs)
+    folder = job.folder.resolve()
+    if (folder / JOB_FILE).exists():
+        found = read_record(folder)
+        if differences := found.differences(wanted):
+            raise ValueError(f"{folder} holds another set ({differences}); choose another folder or delete it")
+        if found.complete:
+            console.print(f"nothing to do: {folder} is complete", soft_wrap=True)
+            return found
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and holds no {JOB_FILE}; choose another folder or empty it")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_record(folder, wanted)
+    for left_by_a_killed_job in folder.glob(".*.parquet.*"):
+        left_by_a_killed_job.unlink()
+    tasks = make_tasks(job)
+    missing = [task for task in tasks if not _there(folder, task.index)]
+    if not missing or job.cluster.num_workers == 0:
+        done = work_here(missing, job.recipe, job.source.schema)
+    else:
+        done = work_on_ray(missing, job.recipe, job.source.schema, job.cluster)
+    _follow(done, len(tasks), len(tasks) - len(missing), console)
+    return _finish(job, folder, wanted, [_there(folder, task.index) for task in tasks], console)
+
+
+def plan_shards(job: ShardJob) -> list[tuple[str, str]]:
+    """What ``--dry-run`` tells of every such job; a verb adds what its calls or passes cost."""
+    folder, tasks, source = job.folder.resolve(), make_tasks(job), job.source
+    there = sum(_there(folder, task.index) is not None for task in tasks)
+    left_out = [f"{len(source.quarantined)} in quarantine", *(f"{n} {why}" for why, n in source.left_out.items())]
+    return [
+        ("folder", str(folder)),
+        ("rows", f"{source.rows:,} of {source.total:,} ({', '.join(left_out)})"),
+        ("shards", f"{len(tasks):,}, of which {there:,} are there"),
+        ("size", f"{source.bytes / 1e6:,.1f} MB of source files; what is made is about as large"),
+        ("workers", "in this process" if job.cluster.num_workers == 0 else str(job.cluster.num_workers)),
+    ]
+
+
+def make_tasks(job: ShardJob) -> list[Task]:
+    """One task per shard: consecutive parts of the source with at least ``shard_pairs`` rows together."""
+    shards: list[list[Part]] = []
+    rows = job.shard_pairs
+    for part in job.source.parts:
+        if rows >= job.shard_pairs:
+            shards.append([])
+            rows = 0
+        shards[-1].append(part)
+        rows += len(part.ids)
+    folder = job.folder.resolve()
+    return [Task(index, str(folder / _unfinished(index)), parts) for index, parts in enumerate(shards)]
+
+
+def shard_files(folder: str | Path) -> list[str]:
+    """The shards of a complete job, in order."""
+    return sorted(str(file) for file in Path(folder).glob("pairs-*.parquet"))
+
+
+def read_record(folder: str | Path) -> Record:
+    """What ``job.json`` says. Raises ValueError when it is damaged or of another format."""
+    path = Path(folder) / JOB_FILE
+    try:
+        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as the description of a job: {error}") from error
+    if record.format != FORMAT:
+        raise ValueError(f"{folder} is of format {record.format}, this version reads and writes {FORMAT}")
+    return record
+
+
+def _finish(job: ShardJob, folder: Path, record: Record, files: list[Path | None], console: Console) -> Record:
+    """Write and judge the quarantine, then name the shards and declare the set complete."""
+    shards = [file for file in files if file is not None]
+    assert len(shards) == len(files), "every task has written its shard"
+    summaries = [read_summary(file) for file in shards]
+    quarantined = [*job.source.quarantined, *(found for summary in summaries for found in summary.quarantined)]
+    write_quarantine(folder / QUARANTINE_FILE, quarantined)
+    check_share(quarantined, job.source.total, job.max_quarantined_share)
+    totals = _totals(job.source, summaries, len(quarantined))
+    report = job.recipe.report([str(file) for file in shards])
+    for file in shards:
+        file.replace(folder / file.name.removesuffix(".part"))
+    done = Record(**{**asdict(record), "complete": True, "totals": totals, "report": report})
+    _write_record(folder, done)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts_by_reason(quarantined).items()) or "none"
+    shown = ", ".join(f"{count:,} {name}" for name, count in totals.items())
+    console.print(f"{job.verb:<10} {folder}\nrows       {shown}\nquarantine {reasons}", soft_wrap=True)
+    return done
+
+
+def _totals(source: Source, summaries: list[Summary], quarantined: int) -> dict[str, Any]:
+    left_out: Counter[str] = Counter(source.left_out)
+    counts: Counter[str] = Counter()
+    for summary in summaries:
+        left_out.update(summary.left_out)
+        counts.update(summary.counts)
+    made = sum(summary.made for summary in summaries)
+    return {"read": source.total, "made": made, "in quarantine": quarantined, **left_out, **counts}
+
+
+def _follow(done: Iterator[int], total: int, start: int, console: Console) -> None:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("shards", total=total, completed=start)
+        for _ in done:
+            progress.advance(bar)
+
+
+def _unfinished(index: int) -> str:
+    return f"pairs-{index:05d}.parquet.part"
+
+
+def _there(folder: Path, index: int) -> Path | None:
+    """The finished shard of a task: under its last name if the job died while it named them."""
+    name = _unfinished(index)
+    return next((file for file in (folder / name, folder / name.removesuffix(".part")) if file.exists()), None)
+
+
+def _decided(record: Record) -> dict[str, Any]:
+    parts = {"verb": record.verb, "source": record.source[:12], "shard_pairs": record.shard_pairs}
+    return parts | record.settings
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _write_record(folder: Path, record: Record) -> None:
+    path = folder / JOB_FILE
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
