@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from dpo_core.families.base import LoadedFamily
+from dpo_core.families.ip_adapter import ADAPTER_FILE
 
 LIBRARIES = ("palate", "torch", "diffusers", "transformers", "peft")
 
 CARD = """---
 base_model: {base}
 library_name: diffusers
-tags: [text-to-image, preference-optimisation, {objective}{lora_tag}]
+tags: [text-to-image, preference-optimisation, {objective}{method_tag}]
 ---
 # {name}
 
@@ -30,16 +31,26 @@ tags: [text-to-image, preference-optimisation, {objective}{lora_tag}]
 `provenance.json` holds the whole configuration, the hash of the base weights and of the data, and library versions.
 """
 
+METHODS = {"full": "full", "lora": "LoRA", "ip_adapter": "IP-Adapter"}
+
 USAGE_FULL = """from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
 image = pipeline("a prompt").images[0]"""
 
-USAGE_LORA = """from diffusers import DiffusionPipeline
+USAGE_LORA = """from diffusers import AutoModel, DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("{base}")
+pipeline = DiffusionPipeline.from_pretrained("{base}"{parts})
 pipeline.load_lora_weights("path/to/this/folder")
 image = pipeline("a prompt").images[0]"""
+
+USAGE_IP_ADAPTER = """from diffusers import AutoModel, DiffusionPipeline
+from transformers import CLIPVisionModelWithProjection
+
+image_encoder = CLIPVisionModelWithProjection.from_pretrained("{image_encoder}")
+pipeline = DiffusionPipeline.from_pretrained("{base}", image_encoder=image_encoder{parts})
+pipeline.load_ip_adapter("path/to/this/folder", subfolder="", weight_name="{file}", image_encoder_folder=None)
+image = pipeline("a prompt", ip_adapter_image=reference).images[0]"""
 
 
 def export_model(
@@ -49,16 +60,17 @@ def export_model(
 
     ``config`` is the resolved training config, ``facts`` what else the provenance should tell (steps, hashes, pairs).
     """
-    lora = config["policy"]["method"] == "lora"
+    method = config["policy"]["method"]
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    family.export(partial, dtype, lora)
-    base = config["family"]["model"]
+    family.export(partial, dtype, method == "lora")
+    base, denoiser = config["family"]["model"], config["family"]["denoiser"]
     provenance = {
         "name": name,
-        "kind": "lora" if lora else "pipeline",
+        "kind": "pipeline" if method == "full" else method,
         "base_model": base,
+        "base_denoiser": denoiser,
         **facts,
         "config": config,
         "versions": {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES},
@@ -69,13 +81,28 @@ def export_model(
         base=base,
         steps=facts.get("steps"),
         pairs=facts.get("pairs"),
-        method="LoRA" if lora else "full",
-        lora_tag=", lora" if lora else "",
+        method=METHODS[method],
+        method_tag="" if method == "full" else f", {method.replace('_', '-')}",
         objective=config["objective"]["kind"],
         batch=config["loop"]["global_batch_size"],
         lr=config["optim"]["lr"],
-        usage=USAGE_LORA.format(base=base) if lora else USAGE_FULL,
+        usage=usage(config),
     )
     (partial / "README.md").write_text(card)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def usage(config: dict[str, Any]) -> str:
+    """Code that draws an image with what was exported, on the model that it was trained on."""
+    family, policy = config["family"], config["policy"]
+    parts = ""
+    if family["denoiser"] is not None:
+        name = "unet" if family["kind"] in ("sd15", "sdxl") else "transformer"
+        parts = f', {name}=AutoModel.from_pretrained("{family["denoiser"]}", subfolder="{name}")'
+    if policy["method"] == "lora":
+        return USAGE_LORA.format(base=family["model"], parts=parts)
+    if policy["method"] == "ip_adapter":
+        encoder = policy["ip_adapter"]["image_encoder"]
+        return USAGE_IP_ADAPTER.format(base=family["model"], parts=parts, image_encoder=encoder, file=ADAPTER_FILE)
+    return USAGE_FULL

@@ -70,17 +70,16 @@ class Policy:
         self.family = family
         self.device = device
         self.precision = precision
-        self.needs_reference = needs_reference
         self.model: Any = family.denoiser
         self.frozen: torch.nn.Module | None = None
         self.adapted: list[Any] = []
         if config.method == "full":
-            self.model.requires_grad_(True)
+            self.model.requires_grad_(True).to(device)
         elif config.method == "ip_adapter":
             if not isinstance(family, LoadedUNet):
                 raise ValueError("policy.method: ip_adapter is for the families sd15 and sdxl")
             family.add_image_prompt(config.ip_adapter, DTYPES[precision])
-            store(self.model, DTYPES[precision])
+            store(self.model, DTYPES[precision], device)
         else:
             self._add_adapters(seed)
         if config.method != "lora" and needs_reference:
@@ -101,7 +100,7 @@ class Policy:
             for module in self.adapted:
                 layers = targets if module is self.model else CLIP_TARGETS
                 add_adapter(module, layers, rank=config.rank, alpha=config.alpha or config.rank, dora=config.dora)
-                store(module, DTYPES[self.precision])
+                store(module, DTYPES[self.precision], self.device)
                 with self.autocast() if module is self.model else nullcontext():
                     level_magnitudes(module)
 
@@ -178,7 +177,11 @@ class Policy:
             parameter.copy_(state[name])
 
 
-def store(module: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Keep what is trained of ``module`` in float32 and what is frozen in ``dtype``."""
+def store(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Keep what is trained of ``module`` in float32 and what is frozen in ``dtype``, on ``device``.
+
+    It is cast where it is: twelve billion float32 parameters need not fit on an accelerator that will hold half.
+    """
     for parameter in module.parameters():
         parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
+    module.to(device)

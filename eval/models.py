@@ -32,6 +32,8 @@ def load_pipeline(
     torch_dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
     if is_lora(folder):
         pipeline = _load_full(str(base or base_model(folder)), torch_dtype)
+        if denoiser := _base_denoiser(folder):
+            _replace_denoiser(pipeline, denoiser, torch_dtype)
         pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
@@ -61,6 +63,26 @@ def base_model(folder: str | Path) -> str:
     return str(named)
 
 
+def _base_denoiser(folder: str | Path) -> str | None:
+    """Where the denoiser under a LoRA comes from, if not from its base model."""
+    path = Path(folder) / PROVENANCE
+    return json.loads(path.read_text()).get("base_denoiser") if path.is_file() else None
+
+
+def _replace_denoiser(pipeline: Any, source: str, dtype: torch.dtype) -> None:
+    from diffusers.models.auto_model import AutoModel
+
+    name = "unet" if "unet" in pipeline.components else "transformer"
+    problem: Exception | None = None
+    for place in ({"subfolder": name}, {}):
+        try:
+            pipeline.register_modules(**{name: AutoModel.from_pretrained(source, torch_dtype=dtype, **place)})
+            return
+        except (OSError, ValueError) as error:
+            problem = problem or error
+    raise ValueError(f"cannot load the denoiser {source!r} that the LoRA was trained on: {problem}")
+
+
 def model_hash(folder: str | Path, *, base: str | Path | None = None) -> str:
     """Names the exact weights: sha256 over names and bytes of a folder's JSON and weight files (first 16 hex digits).
 
@@ -72,6 +94,8 @@ def model_hash(folder: str | Path, *, base: str | Path | None = None) -> str:
     digest = hashlib.sha256()
     if is_lora(folder):
         digest.update(model_hash(base or base_model(folder)).encode())
+        if denoiser := _base_denoiser(folder):
+            digest.update(model_hash(denoiser).encode())
         files = [path / LORA_FILE]
     else:
         files = sorted(f for f in path.rglob("*") if f.suffix in {".json", ".safetensors", ".bin", ".txt"})

@@ -21,7 +21,10 @@ Conditioning = dict[str, Tensor]
 
 
 class LoadedFamily(Protocol):
-    """A family with its weights in memory. The denoiser is the network that is trained; the rest is frozen."""
+    """A family with its weights in memory. The denoiser is the network that is trained; the rest is frozen.
+
+    The denoiser is loaded in float32 on the CPU and goes to the device with the policy; the rest is there already.
+    """
 
     @property
     def denoiser(self) -> torch.nn.Module: ...

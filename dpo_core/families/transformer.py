@@ -57,9 +57,9 @@ class LoadedFlow:
         self.parts: dict[str, Any] = dict(pipeline.components)
         self.images = ImageEncoder(self.parts["vae"], device, precision)
         for name, part in self.parts.items():
-            if isinstance(part, torch.nn.Module) and name != "vae":
+            if isinstance(part, torch.nn.Module) and name not in ("vae", "transformer"):
                 part.to(device).requires_grad_(False).eval()
-        self.denoiser = self.parts["transformer"]
+        self.denoiser = self.parts["transformer"].requires_grad_(False).eval()
         self.text_encoders = tuple(self.parts[name] for name in self.clip_names)
         self.patch = self.packing * self.denoiser.config.patch_size
         self.noising = flow_of(dict(pipeline.scheduler.config), patch=self.patch, shift=config.shift)

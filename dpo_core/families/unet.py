@@ -52,7 +52,7 @@ class LoadedUNet:
         self.parts: dict[str, Any] = dict(pipeline.components)
         self.text_names = tuple(name for name in self.kohya if name != "unet" and self.parts[name] is not None)
         self._check_fit()
-        self.denoiser = self.parts["unet"].to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
+        self.denoiser = self.parts["unet"].to(memory_format=torch.channels_last).requires_grad_(False).eval()
         self.images = ImageEncoder(self.parts["vae"], device, precision)
         self.text_encoders = tuple(self.parts[name].to(device).requires_grad_(False).eval() for name in self.text_names)
         self.noising = noising_of(dict(pipeline.scheduler.config), zero_terminal_snr=config.zero_terminal_snr)

@@ -11,6 +11,7 @@ from peft.utils import get_peft_model_state_dict
 
 from eval.generate import generate
 from eval.models import load_pipeline, model_hash
+from tests.tiny_models import make_tiny_sd
 
 FAST = {"num_inference_steps": 2, "guidance_scale": 2.0}
 
@@ -35,6 +36,24 @@ def test_a_lora_folder_loads_onto_its_base_and_changes_the_image(tiny, tiny_fold
     elsewhere = np.asarray(generate(load_pipeline(lora_folder, base=tiny_folder), ["a"], [0], **FAST)[0])
     assert not np.array_equal(base, adapted)
     assert np.array_equal(adapted, elsewhere)
+
+
+def test_a_lora_trained_on_a_denoiser_from_elsewhere_is_loaded_onto_that_one(tiny_folder, lora_folder, tmp_path):
+    other = make_tiny_sd(tmp_path / "other", seed=1)
+    hash_before, before = model_hash(lora_folder), load_pipeline(lora_folder)
+    (lora_folder / "provenance.json").write_text(
+        json.dumps({"base_model": str(tiny_folder), "base_denoiser": str(other)})
+    )
+    loaded, own = load_pipeline(lora_folder), StableDiffusionPipeline.from_pretrained(other)
+    assert torch.equal(loaded.unet.conv_in.weight, own.unet.conv_in.weight)
+    assert not torch.equal(loaded.unet.conv_in.weight, before.unet.conv_in.weight)
+    assert torch.equal(loaded.vae.encoder.conv_in.weight, before.vae.encoder.conv_in.weight)
+    assert model_hash(lora_folder) != hash_before
+    (lora_folder / "provenance.json").write_text(
+        json.dumps({"base_model": str(tiny_folder), "base_denoiser": str(tmp_path / "gone")})
+    )
+    with pytest.raises(ValueError, match=r"cannot load the denoiser .*gone"):
+        load_pipeline(lora_folder)
 
 
 def test_a_lora_folder_without_provenance_is_refused(lora_folder):
