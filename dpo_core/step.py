@@ -140,7 +140,7 @@ def pair_latents(policy: Policy, batch: PairBatch, sides: int, seed: int) -> Flo
         mean, std = posterior[:, :, 0].transpose(0, 1).flatten(0, 1), posterior[:, :, 1].transpose(0, 1).flatten(0, 1)
     else:
         assert batch.pixels is not None
-        mean, std = family.encode_images(batch.pixels[:, :sides].transpose(0, 1).flatten(0, 1))
+        mean, std = family.encode_images(batch.pixels[:, :sides].to(device).transpose(0, 1).flatten(0, 1))
     shape = (2, *mean.shape[1:])
     draws = randomness.normal(shape, seed, batch.epochs, batch.pair_ids, "posterior")[:, :sides]
     return family.scale_latents(mean + std * draws.transpose(0, 1).flatten(0, 1).to(device))

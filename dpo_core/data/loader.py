@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from dpo_core import randomness
@@ -100,7 +101,8 @@ class BatchLoader:
             weights=torch.zeros(count),
             chosen_captions=[""] * count,
             rejected_captions=[""] * count,
-            pixels=torch.zeros((count, 2, 3, side, side), dtype=torch.uint8) if cache is None else None,
+            # Stored as they are decoded, channels last: turning them round is for the device that encodes them.
+            pixels=torch.zeros((count, 2, side, side, 3), dtype=torch.uint8).movedim(4, 2) if cache is None else None,
             posterior=torch.zeros((count, 2, 2, *cache.shape)) if cache is not None else None,
             geometry=torch.tensor([side, side, 0, 0, side, side], dtype=torch.int32).repeat(count, 2, 1),
             quality=torch.zeros((count, 2, *self._quality_shape)) if self._quality_shape is not None else None,
@@ -115,7 +117,7 @@ class BatchLoader:
         values = batch.pixels if batch.pixels is not None else batch.posterior
         assert values is not None
         assert batch.geometry is not None
-        values[index, side] = torch.from_numpy(image.values)
+        np.copyto(values[index, side].numpy(), image.values)
         batch.geometry[index, side] = torch.from_numpy(image.geometry)
 
     def _describe(self, batch: PairBatch, index: int, slot: Slot, row: LoadedRow) -> None:
@@ -125,7 +127,7 @@ class BatchLoader:
         if not drops_caption:
             batch.chosen_captions[index], batch.rejected_captions[index] = self._captions(slot, row)
         if batch.prompt_image is not None and row.prompt_image is not None and not drops_image:
-            batch.prompt_image[index] = torch.from_numpy(row.prompt_image)
+            np.copyto(batch.prompt_image[index].numpy(), row.prompt_image)
         if batch.quality is not None and row.quality is not None:
             batch.quality[index] = torch.from_numpy(row.quality)
 

@@ -7,7 +7,6 @@ from typing import Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
 from dpo_core import randomness
 from dpo_core.data import images, latents, rejects, schema
@@ -120,18 +119,18 @@ class ImageRows:
         worse = rejects.make_worse(kind, chosen, self._seed, slot.epoch, slot.pair_id)
         return LoadedImage(_channels_first(worse), geometry)
 
-    def _as_rejected(self, image: Image.Image, slot: Slot) -> LoadedImage:
+    def _as_rejected(self, image: NDArray[np.uint8], slot: Slot) -> LoadedImage:
         crop, geometry = self._crop(image, slot, "rejected", self._section.resolution)
         return LoadedImage(_channels_first(crop), geometry)
 
-    def _decode(self, data: bytes | None, name: str) -> Image.Image:
+    def _decode(self, data: bytes | None, name: str) -> NDArray[np.uint8]:
         try:
             return images.decode(data, self._limits)
         except RowRejected as rejected:
             raise RowRejected(rejected.reason, f"{name} image: {rejected.detail}".rstrip(": ")) from rejected
 
     def _crop(
-        self, image: Image.Image, slot: Slot, name: str, side: int
+        self, image: NDArray[np.uint8], slot: Slot, name: str, side: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
         """uint8 ``[side, side, 3]`` and the geometry."""
 
@@ -142,7 +141,7 @@ class ImageRows:
         flip = self._section.flip
         mirrored = flip != "none" and draw("flip" if flip == "pair" else f"flip {name}") < 0.5
         crop = images.training_crop(image, side, x=x, y=y, flip=mirrored)
-        geometry = images.crop_geometry(image.size, side, x=x, y=y, flip=mirrored)
+        geometry = images.crop_geometry(images.size_of(image), side, x=x, y=y, flip=mirrored)
         return crop, np.array(geometry, dtype=np.int32)
 
 
@@ -177,7 +176,8 @@ class LatentRows:
 
 
 def _channels_first(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(crop.transpose(2, 0, 1))
+    """A view: whoever puts it into a batch copies it once."""
+    return crop.transpose(2, 0, 1)
 
 
 def _digest(data: bytes | None) -> bytes:

@@ -24,7 +24,8 @@ class ImageEncoder:
         self, pixels: UInt8[Tensor, "n 3 height width"]
     ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n c h w"]]:
         """Mean and standard deviation of the posterior, float32, not scaled."""
-        images = pixels.to(self.device).float().div_(127.5).sub_(1.0)
+        # In one order of memory, or the bits of the posterior would depend on where the pixels came from.
+        images = pixels.to(self.device).contiguous().float().div_(127.5).sub_(1.0)
         posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
         return posterior.mean.float(), posterior.std.float()
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_core.data.batches import DataSection, PairBatch, Share, make_schedule, step_batches
-from dpo_core.data.images import ImageLimits, crop_geometry, decode
+from dpo_core.data.images import ImageLimits, crop_geometry, decode, size_of
 from dpo_core.data.loader import BatchLoader
 from dpo_core.data.plan import Plan
 from dpo_core.data.scan import RowGroup
@@ -217,7 +217,7 @@ def test_each_image_has_the_geometry_of_its_own_size_and_place():
         first = int(row["label_1"] > row["label_0"])
         x, y = (uniform(5, 1, pair_id, f"crop {axis}") for axis in "xy")
         for side, name, found in zip((first, 1 - first), ("chosen", "rejected"), geometry, strict=True):
-            size = decode(row[f"jpg_{side}"], ImageLimits()).size
+            size = size_of(decode(row[f"jpg_{side}"], ImageLimits()))
             flip = uniform(5, 1, pair_id, f"flip {name}") < 0.5
             assert tuple(found) == crop_geometry(size, 32, x=x, y=y, flip=flip)
             mirrored.append(tuple(found) != crop_geometry(size, 32, x=x, y=y, flip=False))

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dpo_core.data import schema
-from dpo_core.data.images import ImageLimits, crop_geometry, decode, training_crop
+from dpo_core.data import images, schema
+from dpo_core.data.images import ImageLimits, crop_geometry, decode, size_of, training_crop
 from dpo_core.data.quarantine import Reason, RowRejected
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -51,7 +51,8 @@ def test_every_hostile_image_is_decoded_or_refused_as_expected(case):
     for name in schema.IMAGES:
         try:
             image = decode(row[name], LIMITS)
-            assert image.mode == "RGB"
+            assert image.shape[2:] == (3,)
+            assert image.dtype == np.uint8
         except RowRejected as rejected:
             found = str(rejected.reason)
     assert found == expected
@@ -61,21 +62,21 @@ def test_an_image_stored_on_its_side_is_turned_upright():
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(plain(size=(48, 64)), "JPEG", exif=exif)
-    assert decode(data, LIMITS).size == (64, 48)
+    assert size_of(decode(data, LIMITS)) == (64, 48)
 
 
 def test_transparent_pixels_show_the_white_background():
     half = plain((255, 0, 0)).convert("RGBA")
     half.putalpha(Image.new("L", half.size, 128))
-    assert decode(encoded(half, "PNG"), LIMITS).getpixel((5, 5)) == (255, 127, 127)
+    assert decode(encoded(half, "PNG"), LIMITS)[5, 5].tolist() == [255, 127, 127]
     palette = plain((255, 0, 0)).quantize(2)
     clear = decode(encoded(palette, "PNG", transparency=palette.getpixel((0, 0))), LIMITS)
-    assert clear.getpixel((5, 5)) == (255, 255, 255)
+    assert clear[5, 5].tolist() == [255, 255, 255]
 
 
 def test_sixteen_bit_grey_is_scaled_and_not_clipped():
     ramp = (np.arange(64 * 64, dtype=np.uint32).reshape(64, 64) * 16).astype(np.uint16)
-    pixels = np.asarray(decode(encoded(Image.fromarray(ramp), "PNG"), LIMITS))
+    pixels = decode(encoded(Image.fromarray(ramp), "PNG"), LIMITS)
     assert np.array_equal(pixels[..., 0], np.round(ramp / 257).astype(np.uint8))
     assert np.array_equal(pixels[..., 0], pixels[..., 2])
 
@@ -83,13 +84,13 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped():
 def test_the_first_frame_of_an_animation_is_taken():
     frames = [plain((250, 0, 0)), plain((0, 0, 250))]
     data = encoded(frames[0].quantize(4), "GIF", save_all=True, append_images=[frames[1].quantize(4)])
-    red, _, blue = decode(data, LIMITS).getpixel((1, 1))  # pyright: ignore[reportGeneralTypeIssues]
+    red, _, blue = decode(data, LIMITS)[1, 1].tolist()
     assert red > 200 > blue
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_the_format_is_detected_by_content(kind):
-    assert decode(encoded(plain(), kind), LIMITS).size == (64, 48)
+    assert size_of(decode(encoded(plain(), kind), LIMITS)) == (64, 48)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +119,58 @@ def test_an_image_cut_short_is_never_trained_on(kind, share):
     assert str(reason_for(data[: int(len(data) * share)])).startswith("image_")
 
 
+def photographs() -> list[bytes]:
+    table = pq.read_table(ASSETS / "real_pairs.parquet", columns=list(schema.IMAGES))
+    return [row[name] for row in table.to_pylist() for name in schema.IMAGES]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"quality": 78}, {"quality": 95, "subsampling": 0}, {"quality": 50, "subsampling": 1, "progressive": True}],
+    ids=["4:2:0", "4:4:4", "4:2:2 progressive"],
+)
+def test_a_jpeg_becomes_the_pixels_that_pillow_makes_of_it(options, monkeypatch):
+    ours, original = [], images._turbo
+    monkeypatch.setattr(images, "_turbo", lambda *args: ours.append(original(*args)) or ours[-1])
+    for data in photographs():
+        odd = Image.open(io.BytesIO(data)).convert("RGB").crop((0, 0, 77, 61))
+        for image in (odd, odd.convert("L")):
+            again = encoded(image, "JPEG", **options)
+            assert np.array_equal(decode(again, LIMITS), np.asarray(Image.open(io.BytesIO(again)).convert("RGB")))
+            assert ours[-1] is not None
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.6, 0.97, 1 - 1e-9])
+def test_a_jpeg_that_ends_early_is_truncated_whoever_decodes_it(share):
+    for data in photographs()[:8]:
+        assert reason_for(data[: int(len(data) * share)]) is Reason.IMAGE_TRUNCATED
+
+
+def test_a_cmyk_jpeg_is_left_to_pillow(monkeypatch):
+    monkeypatch.setattr(images, "_turbo", None)
+    cmyk = encoded(plain().convert("CMYK"), "JPEG")
+    assert np.array_equal(decode(cmyk, LIMITS), np.asarray(Image.open(io.BytesIO(cmyk)).convert("RGB")))
+
+
+def test_damage_is_judged_as_pillow_judges_it():
+    data, generator = photographs()[0], np.random.default_rng(3)
+    for _ in range(60):
+        damaged = bytearray(data)
+        damaged[generator.integers(2, len(data))] ^= int(generator.integers(1, 256))
+        try:
+            expected = np.asarray(Image.open(io.BytesIO(damaged)).convert("RGB"))
+        except Exception:
+            expected = None
+        try:
+            found = decode(bytes(damaged), ImageLimits(min_side=1, max_aspect=1e9))
+        except RowRejected:
+            found = None
+        if expected is None or found is None:
+            assert found is expected
+        else:
+            assert np.array_equal(found, expected)
+
+
 def test_a_decoder_warning_is_a_failure():
     data = encoded(plain(), "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\xff\x01\x12")
     with warnings.catch_warnings():
@@ -130,7 +183,7 @@ def test_pixels_without_a_fixed_range_are_refused():
 
 
 def test_the_crop_takes_the_shortest_side_and_the_place_it_is_told():
-    wide = Image.fromarray(np.tile(np.arange(128, dtype=np.uint8)[None, :, None], (64, 1, 3)))
+    wide = np.tile(np.arange(128, dtype=np.uint8)[None, :, None], (64, 1, 3))
     columns = {x: training_crop(wide, 64, x=x, y=0.5, flip=False)[0, :, 0] for x in (0.0, 0.5, 1.0)}
     assert [column[0] for column in columns.values()] == [0, 32, 64]
     assert np.array_equal(training_crop(wide, 64, x=0.5, y=0.5, flip=True)[0, ::-1, 0], columns[0.5])
@@ -138,21 +191,21 @@ def test_the_crop_takes_the_shortest_side_and_the_place_it_is_told():
 
 @pytest.mark.parametrize("size", [(33, 50), (50, 33), (97, 31), (31, 31), (640, 33)])
 def test_every_image_becomes_a_square_of_the_resolution(size):
-    crop = training_crop(plain(size=size), 32, x=0.3, y=0.9, flip=False)
+    crop = training_crop(np.asarray(plain(size=size)), 32, x=0.3, y=0.9, flip=False)
     assert crop.shape == (32, 32, 3)
     assert crop.dtype == np.uint8
     assert np.all(crop == (10, 20, 200))
 
 
 def test_shrinking_is_antialiased():
-    checkers = Image.fromarray(np.indices((256, 256)).sum(0).astype(np.uint8) % 2 * 255).convert("RGB")
+    checkers = np.tile((np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)[..., None], (1, 1, 3))
     crop = training_crop(checkers, 32, x=0.5, y=0.5, flip=False)
     assert np.all(np.abs(crop[4:-4, 4:-4].astype(int) - 127) <= 2)
 
 
 def test_an_image_of_the_right_size_is_not_resampled():
     noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert np.array_equal(training_crop(Image.fromarray(noise), 64, x=0.5, y=0.5, flip=False), noise)
+    assert np.array_equal(training_crop(noise, 64, x=0.5, y=0.5, flip=False), noise)
 
 
 @pytest.mark.parametrize(
@@ -176,9 +229,8 @@ def test_the_geometry_is_the_size_before_and_the_offset_after_resizing(size, x, 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_the_offset_finds_the_crop_in_the_resized_image_mirrored_if_it_was(flip):
-    noise = np.random.default_rng(2).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    image = Image.fromarray(noise)
-    _, _, top, left, _, _ = crop_geometry(image.size, 20, x=0.7, y=0.1, flip=flip)
-    resized = np.asarray(image.resize((30, 20), Image.Resampling.BICUBIC))
+    image = np.random.default_rng(2).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    _, _, top, left, _, _ = crop_geometry(size_of(image), 20, x=0.7, y=0.1, flip=flip)
+    resized = np.asarray(Image.fromarray(image).resize((30, 20), Image.Resampling.BICUBIC))
     whole = resized[:, ::-1] if flip else resized
     assert np.array_equal(training_crop(image, 20, x=0.7, y=0.1, flip=flip), whole[top : top + 20, left : left + 20])
