@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 import torch
 
+from dpo_core.stopping import Request, stop_asked
+
 
 class RunContext(Protocol):
     """The seam between the training body and whatever launched it (one process, Ray Train, a Tune trial)."""
@@ -17,6 +19,10 @@ class RunContext(Protocol):
 
     def report(self, metrics: dict[str, Any]) -> None:
         """Tell the launcher how the run stands. Every rank calls it the same number of times."""
+        ...
+
+    def request(self) -> Request:
+        """What is asked of the run now. Every rank calls it once per update, and all get the same answer."""
         ...
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -40,6 +46,9 @@ class LocalContext:
 
     def report(self, metrics: dict[str, Any]) -> None:
         del metrics
+
+    def request(self) -> Request:
+        return "stop" if stop_asked(self.run_dir) else "nothing"
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor

@@ -30,6 +30,17 @@ class RunningMeans:
             total = torch.stack([(values.double() * weight).sum(), weight.sum()])
             self.sums[name] = self.sums[name] + total if name in self.sums else total
 
+    def state(self, context: RunContext) -> dict[str, list[float]]:
+        """The sums over all ranks so far, of which `load_state` on one rank makes this window go on."""
+        if not self.sums:
+            return {}
+        names = sorted(self.sums)
+        rows = context.all_reduce(torch.stack([self.sums[name] for name in names]).clone()).tolist()
+        return dict(zip(names, rows, strict=True))
+
+    def load_state(self, state: dict[str, list[float]], device: torch.device) -> None:
+        self.sums = {name: torch.tensor(row, dtype=torch.float64, device=device) for name, row in state.items()}
+
     def take(self, context: RunContext) -> dict[str, float]:
         """Means over all ranks since the last call, and ``pairs``, how many there were; empties the sums.
 

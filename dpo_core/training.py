@@ -1,10 +1,10 @@
 """The training loop, read from top to bottom."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from typing import NoReturn
 
-import torch
 from pydantic import Field, model_validator
 
 from dpo_core.checkpoint import TrainingState, load_latest, save_checkpoint
@@ -14,13 +14,13 @@ from dpo_core.data.encoder import check_encoder
 from dpo_core.data.plan import DataSection, Plan
 from dpo_core.data.quarantine import Quarantine, Quarantined, counts_by_reason, read_quarantine
 from dpo_core.diagnostics import ChosenErrorAlarm
-from dpo_core.ema import EMA
 from dpo_core.export import export_model
 from dpo_core.families import DTYPES, SD15, AnyFamily, Precision, weights_hash
+from dpo_core.learner import Learner
 from dpo_core.metrics import MetricsFile, RunningMeans
 from dpo_core.noise import NoiseSection
 from dpo_core.objectives import DPO, AnyObjective
-from dpo_core.optim import OptimSection, clip, make_optimizer, make_schedule
+from dpo_core.optim import OptimSection
 from dpo_core.policy import Policy, PolicySection
 from dpo_core.requirements import check_parts, check_timesteps
 from dpo_core.resume import refuse_changed_maths
@@ -53,6 +53,8 @@ class LoopSection(Section):
     """How many of the newest checkpoints to keep."""
     export_dtype: Precision = "fp32"
     """Precision of the exported weights."""
+    max_skipped_in_a_row: int = Field(default=20, ge=0)
+    """End the run when the gradient of more updates than this in a row is not finite; each of them is skipped."""
     chosen_error_alarm: float = Field(default=0.05, ge=0)
     """Warn when the error of the chosen images stays above the reference's by more than this share of it."""
 
@@ -93,12 +95,13 @@ Batches = Callable[[int], Iterator[list[PairBatch]]]
 """From an update number: the micro-batches of this rank for that update and each one after it."""
 
 
-def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batches, *, name: str) -> None:
+def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batches, *, name: str) -> bool:
     """Train until ``loop.max_steps``, going on from the newest checkpoint in ``context.run_dir`` if there is one.
 
     ``plan`` says which pairs there are, ``batches`` delivers them. Leaves ``metrics.jsonl``, ``quarantine.parquet``,
-    ``checkpoints/`` and the exported ``model/`` in the run folder. Raises ValueError when the checkpoint was made with
-    a config or data that would change the mathematics, and when too many pairs cannot be read.
+    ``checkpoints/`` and the exported ``model/`` in the run folder; False without the model, when the context asked the
+    run to stop before its end. Raises ValueError when the checkpoint was made with a config or data that would change
+    the mathematics, when too many pairs cannot be read, and when gradients stay infinite.
     """
     loop, objective = config.loop, config.objective
     record = config.model_dump(mode="json", include=set(TrainSection.model_fields)) | {"data_sha256": plan.fingerprint}
@@ -107,13 +110,7 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
     check_timesteps(config.timesteps, family)
     base_hash = weights_hash([family.denoiser]) if context.rank == 0 else ""
     policy = Policy(config.policy, family, context.device, loop.precision, loop.seed, objective.needs_reference)
-    parameters = policy.parameters()
-    optimizer = make_optimizer(config.optim, parameters, loop.global_batch_size)
-    schedule = make_schedule(config.optim, optimizer, loop.max_steps)
-    scaler = torch.amp.GradScaler(context.device.type, enabled=loop.precision == "fp16")  # pyright: ignore[reportPrivateImportUsage]
-    # Only rank 0 writes checkpoints and the model, so only it needs the average.
-    decay = config.optim.ema_decay if context.rank == 0 else None
-    ema = EMA(decay, policy.named_parameters()) if decay is not None else None
+    learner = Learner(config, policy, context)
     quarantine = Quarantine(plan.quarantined, limit=config.data.max_quarantined_share)
     quarantine_file = context.run_dir / "quarantine.parquet"
 
@@ -123,11 +120,7 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
     if saved is not None:
         refuse_changed_maths(saved.config, record)
         policy.load_state(saved.weights)
-        optimizer.load_state_dict(saved.optim["optimizer"])
-        schedule.load_state_dict(saved.optim["schedule"])
-        scaler.load_state_dict(saved.optim["scaler"])
-        if ema is not None:
-            ema.load_state(saved.optim["ema"])
+        learner.load_state(saved.optim["learner"])
         planned = {item.pair_id for item in plan.quarantined}
         found = [item for item in read_quarantine(quarantine_file) if item.pair_id not in planned]
         quarantine.add(found, rows_read=saved.step * loop.global_batch_size)
@@ -135,56 +128,51 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
         log.info("resumed at update %d of %d", start, loop.max_steps)
 
     means, file = RunningMeans(), MetricsFile(context.run_dir / "metrics.jsonl") if context.rank == 0 else None
-    update = Update(config, policy, context, scaler, means)
+    if saved is not None and context.rank == 0:
+        means.load_state(saved.optim["window"], context.device)
+    update = Update(config, policy, context, learner.scaler, means)
     alarm = ChosenErrorAlarm(loop.chosen_error_alarm)
     for row in file.rows_until(start) if file is not None else ():
         alarm.check({name.removeprefix("train/"): value for name, value in row.items()})
     unreadable: list[Quarantined] = []
-    logged = start
+    judged = start
     stream = batches(start) if start < loop.max_steps else iter(())
     for step in range(start, loop.max_steps):
         micro_batches = next(stream)
         update.accumulate(micro_batches)
         unreadable += [item for batch in micro_batches for item in batch.quarantined]
-
-        scaler.unscale_(optimizer)
-        norm = clip(parameters, config.optim.max_grad_norm)
-        if scaler.is_enabled() or bool(norm.isfinite()):
-            scaler.step(optimizer)
-        else:
-            log.warning("update %d skipped on every rank: its gradient is not finite", step + 1)
-        scaler.update()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        if ema is not None:
-            ema.update()
+        norm = learner.update()
 
         done = step + 1
+        if learner.skipped_in_a_row > loop.max_skipped_in_a_row:
+            give_up(done, micro_batches, learner, context)
         last = done == loop.max_steps
-        if done % loop.log_every == 0 or last:
+        request = context.request()
+        if done % loop.log_every == 0 or last or request != "nothing":
             found = [item for part in context.gather(unreadable) for item in part]
-            quarantine.add(found, rows_read=(done - logged) * loop.global_batch_size)
-            unreadable, logged = [], done
+            quarantine.add(found, rows_read=(done - judged) * loop.global_batch_size)
+            unreadable, judged = [], done
+            if file is not None:
+                quarantine.write(quarantine_file)
+        if done % loop.log_every == 0 or last:
             window = means.take(context)
             window["chosen_error_rises"] = float(alarm.check(window))
             if alarm.just_raised:
                 log.warning("update %d: %s", done, alarm.message)
             metrics: dict[str, float] = {f"train/{key}": value for key, value in window.items()}
-            metrics |= {"train/lr": float(schedule.get_last_lr()[0]), "train/grad_norm": norm.item()}
-            metrics |= {"data/quarantined": len(quarantine.records)}
+            metrics |= {"train/lr": float(learner.schedule.get_last_lr()[0]), "train/grad_norm": norm.item()}
+            metrics |= {"train/skipped_updates": learner.skipped, "data/quarantined": len(quarantine.records)}
             if file is not None:
-                quarantine.write(quarantine_file)
                 file.append(done, metrics)
             context.report({"step": done} | metrics)
-        if context.rank == 0 and (done % loop.checkpoint_every == 0 or last):
-            optim = {
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "scaler": scaler.state_dict(),
-            }
-            if ema is not None:
-                optim["ema"] = ema.state()
-            save_checkpoint(checkpoints, TrainingState(done, policy.state(), optim, record), loop.keep_checkpoints)
+        if done % loop.checkpoint_every == 0 or last or request != "nothing":
+            open_window = means.state(context)
+            if context.rank == 0:
+                parts = {"learner": learner.state(), "window": open_window}
+                save_checkpoint(checkpoints, TrainingState(done, policy.state(), parts, record), loop.keep_checkpoints)
+        if request == "stop" and not last:
+            log.warning("asked to stop: checkpoint after update %d of %d", done, loop.max_steps)
+            return False
 
     if context.rank == 0:
         facts = {
@@ -196,5 +184,18 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
             "quarantined": counts_by_reason(quarantine.records),
         }
         dtype = DTYPES[loop.export_dtype]
-        with ema.swapped() if ema is not None else nullcontext():
+        with learner.averaged():
             export_model(context.run_dir / "model", family, name=name, config=record, facts=facts, dtype=dtype)
+    return True
+
+
+def give_up(step: int, micro_batches: list[PairBatch], learner: Learner, context: RunContext) -> NoReturn:
+    """Write down which pairs were in the last update and end the run: it no longer learns anything."""
+    ids = [pair for part in context.gather([i for batch in micro_batches for i in batch.pair_ids]) for pair in part]
+    file = context.run_dir / "not_finite.json"
+    if context.rank == 0:
+        file.write_text(json.dumps({"step": step, "pair_ids": ids}, indent=1) + "\n")
+    raise ValueError(
+        f"the gradient was not finite in {learner.skipped_in_a_row} updates in a row, up to update {step}; the pairs "
+        f"of the last one are in {file}. Lower optim.lr, take another loop.precision, or look at those pairs."
+    )

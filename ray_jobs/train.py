@@ -12,6 +12,7 @@ from dpo_core.context import LocalContext
 from dpo_core.data.batches import PairBatch, step_batches
 from dpo_core.data.plan import Plan
 from dpo_core.section import Section
+from dpo_core.stopping import clear_stop, signals_stop, stop_asked
 from dpo_core.training import TrainSection, train
 from ray_jobs.cluster import ClusterSection, check_fits, gpus_each, start_ray
 from ray_jobs.config import run_verb, save_config
@@ -69,7 +70,9 @@ def run_training(job: TrainJob, console: Console | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     plan = Plan.build(job.data)
     save_config(job, folder / "config.yaml")
+    clear_stop(folder)
     with (
+        signals_stop(folder),
         track_run(job.tracking, folder, name=job.run.name, config=job),
         training_progress(folder, job.loop.max_steps, console, job.run.name),
     ):
@@ -77,7 +80,17 @@ def run_training(job: TrainJob, console: Console | None = None) -> Path:
             train_here(job, folder, plan)
         else:
             train_on_ray(job, folder)
+    if stop_asked(folder):
+        clear_stop(folder)
+        console.print(f"stopped after update {updates_done(folder)} of {job.loop.max_steps}; the same command goes on")
     return folder
+
+
+def updates_done(folder: Path) -> int:
+    """Updates that the newest checkpoint has."""
+    return max(
+        (int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-????????")), default=0
+    )
 
 
 def train_here(job: TrainJob, folder: Path, plan: Plan) -> None:
@@ -158,7 +171,9 @@ def train_worker(task: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> int:
     def run(job: TrainJob) -> None:
         folder = run_training(job)
-        Console().print(f"model   {folder / 'model'}\nmetrics {folder / 'metrics.jsonl'}")
+        for what, path in (("model  ", folder / "model"), ("metrics", folder / "metrics.jsonl")):
+            if path.exists():
+                Console().print(f"{what} {path}")
 
     return run_verb(schema=TrainJob, run=run, plan=plan_rows, argv=argv, doc=__doc__ or "")
 

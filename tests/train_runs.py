@@ -12,6 +12,7 @@ from dpo_core.context import LocalContext, RunContext
 from dpo_core.data.batches import step_batches
 from dpo_core.data.plan import Plan
 from dpo_core.metrics import read_complete_rows
+from dpo_core.stopping import Request
 from dpo_core.training import TrainSection, train
 
 Weights = dict[str, torch.Tensor]
@@ -93,6 +94,9 @@ class ThreadContext:
 
     def report(self, metrics: dict[str, Any]) -> None:
         del metrics
+
+    def request(self) -> Request:
+        return "nothing"
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         tensor.copy_(torch.stack(self.ranks.exchange(self.rank, tensor.clone())).sum(0))

@@ -1,0 +1,78 @@
+"""From a gradient to new weights: scaler, clipping, optimiser, schedule and average, and what they need to go on."""
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dpo_core.context import RunContext
+from dpo_core.ema import EMA
+from dpo_core.optim import clip, make_optimizer, make_schedule
+from dpo_core.policy import Policy
+
+if TYPE_CHECKING:
+    from dpo_core.training import TrainSection
+
+log = logging.getLogger(__name__)
+
+
+class Learner:
+    """Turns the gradient that lies in the parameters into an update, the same on every rank."""
+
+    def __init__(self, config: "TrainSection", policy: Policy, context: RunContext) -> None:
+        self.policy = policy
+        self.max_grad_norm = config.optim.max_grad_norm
+        self.parameters = policy.parameters()
+        self.optimizer = make_optimizer(config.optim, self.parameters, config.loop.global_batch_size)
+        self.schedule = make_schedule(config.optim, self.optimizer, config.loop.max_steps)
+        half = config.loop.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(context.device.type, enabled=half)  # pyright: ignore[reportPrivateImportUsage]
+        # Only rank 0 writes checkpoints and the model, so only it needs the average.
+        decay = config.optim.ema_decay if context.rank == 0 else None
+        self.ema = EMA(decay, policy.named_parameters()) if decay is not None else None
+        self.skipped = 0
+        """Updates so far that were left out because their gradient was not finite."""
+        self.skipped_in_a_row = 0
+
+    def update(self) -> torch.Tensor:
+        """One update, or none where the gradient is not finite; the gradient's norm before clipping.
+
+        The gradient is the sum over all ranks, so every rank skips alike. In half precision the first updates are
+        often skipped, until the scaler has found a scale that does not overflow.
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = clip(self.parameters, self.max_grad_norm)
+        finite = bool(norm.isfinite())
+        if self.scaler.is_enabled() or finite:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update()
+        self.skipped += not finite
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        return norm
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the policy's weights are those to be exported."""
+        return self.ema.swapped() if self.ema is not None else nullcontext()
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs besides the weights."""
+        parts: dict[str, Any] = {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "skipped": [self.skipped, self.skipped_in_a_row],
+        }
+        return parts | ({"ema": self.ema.state()} if self.ema is not None else {})
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.skipped, self.skipped_in_a_row = state["skipped"]
+        if self.ema is not None:
+            self.ema.load_state(state["ema"])
