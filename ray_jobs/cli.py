@@ -8,6 +8,7 @@ from ray_jobs.settings.command import complain, interrupted, show
 from ray_jobs.settings.problems import did_you_mean
 
 VERBS = {
+    "import": "turn a public preference set, or any files with pairs, into shards to train on",
     "prepare": "check preference data and cache its latents",
     "pairs": "make preference pairs from a model's own images, judged by a scorer",
     "train": "teach a model what people prefer",
@@ -17,6 +18,9 @@ VERBS = {
     "demo": "see all of it on this machine in minutes, with the model that ships with Palate",
 }
 """Every verb is the module ``ray_jobs.<verb>`` with ``main(argv) -> exit code``."""
+
+MODULES = {"import": "import_pairs"}
+"""Verbs that are no names of Python modules."""
 
 
 def usage() -> str:
@@ -45,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         complain(f"{verb}: there is no such verb{did_you_mean(verb, list(VERBS)) or '; allowed: ' + ', '.join(VERBS)}")
         return 2
     try:
-        return importlib.import_module(f"ray_jobs.{verb}").main(words[1:])
+        return importlib.import_module(f"ray_jobs.{MODULES.get(verb, verb)}").main(words[1:])
     except KeyboardInterrupt:
         return interrupted()
 

@@ -77,13 +77,15 @@ def run_verb(
     plan: Callable[[S], list[tuple[str, str]]],
     argv: list[str] | None,
     doc: str,
+    verb: str | None = None,
 ) -> int:
     """The command line of one verb: ``[--config FILE] [--dry-run] [--help [section]] [section.key=value ...]``.
 
     ``run`` does the work. ``plan`` says what would be done, as (name, value) rows, and is shown by ``--dry-run``.
     ``argv`` is ``sys.argv[1:]`` when None. Returns the exit code: 0; 1 after a ValueError of ``run``, told in one line;
-    2 when the command line or the config is wrong; 130 when interrupted.
+    2 when the command line or the config is wrong; 130 when interrupted. ``verb`` is what help calls the verb, where
+    that is not the name of its module.
     """
     from ray_jobs.settings.command import execute
 
-    return execute(schema, run, plan, argv, doc)
+    return execute(schema, run, plan, argv, doc, verb)

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 class Reason(StrEnum):
     """Why a row was left out."""
 
+    RECORD_MALFORMED = "record_malformed"
+    IMAGE_MISSING = "image_missing"
     IMAGE_NULL = "image_null"
     IMAGE_EMPTY = "image_empty"
     IMAGE_UNDECODABLE = "image_undecodable"
@@ -26,6 +28,8 @@ class Reason(StrEnum):
     IMAGES_IDENTICAL = "images_identical"
     CAPTION_NULL = "caption_null"
     CAPTION_EMPTY = "caption_empty"
+    CAPTION_REFUSED = "caption_refused"
+    ANSWER_MISSING = "answer_missing"
     LABEL_MISSING = "label_missing"
     LABEL_NAN = "label_nan"
     LABEL_OUT_OF_RANGE = "label_out_of_range"
@@ -81,7 +85,7 @@ def too_many(records: Sequence[Quarantined], failed: int, rows: int, limit: floa
     """The error for ``failed`` of ``rows`` rows; ``records`` tells which and why."""
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts_by_reason(records).items())
     return ValueError(
-        f"{failed} of {rows} rows ({failed / rows:.1%}) cannot be used, more than data.max_quarantined_share={limit:g} "
+        f"{failed} of {rows} rows ({failed / rows:.1%}) cannot be used, more than max_quarantined_share={limit:g} "
         f"allows: {reasons}; the first is row {records[0].row} of {records[0].file}"
     )
 

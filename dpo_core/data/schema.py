@@ -76,8 +76,8 @@ def check_columns(schema: pa.Schema, file: str, *, per_image: bool, quality: boo
             f"the file has {', '.join(schema.names) or 'none'}"
         )
     for names, is_readable, allowed in (
-        (captions, _is_text, "text or a list of texts"),
-        (IMAGES, _is_image, "binary, or a struct with a binary field 'bytes'"),
+        (captions, is_text, "text or a list of texts"),
+        (IMAGES, is_image, "binary, or a struct with a binary field 'bytes'"),
         (LABELS, _is_number, "a number"),
         (maps, _is_map, "a list of lists of numbers"),
     ):
@@ -175,17 +175,17 @@ def _is_list(kind: Any) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _is_text(kind: Any) -> bool:
+def is_text(kind: Any) -> bool:
     if _is_list(kind):
-        return _is_text(kind.value_type)
+        return is_text(kind.value_type)
     if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
+        return is_text(kind.value_type)
     return (
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or _is_binary(kind)
     )
 
 
-def _is_image(kind: Any) -> bool:
+def is_image(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
     return _is_binary(kind)

@@ -75,13 +75,14 @@ def execute(
     plan: Callable[[S], list[tuple[str, str]]],
     argv: list[str] | None,
     doc: str,
+    verb: str | None = None,
 ) -> int:
     """See ``ray_jobs.config.run_verb``."""
     try:
         path, words, flags = _parse(sys.argv[1:] if argv is None else argv)
         if "--help" in flags:
             only = [word for word in words if "=" not in word]
-            show(help_text(schema, verb=Path(inspect.getfile(run)).stem, doc=doc, only=only))
+            show(help_text(schema, verb=verb or Path(inspect.getfile(run)).stem, doc=doc, only=only))
             return 0
         config = load_config(schema, path, words)
         if "--dry-run" in flags:

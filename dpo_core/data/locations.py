@@ -1,0 +1,159 @@
+"""Where files lie: local paths and the URLs of fsspec (s3://, gs://, hf://, https://, ...), opened in one place."""
+
+import glob
+import os
+import posixpath
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf"}
+"""What must be installed with Palate for a protocol."""
+
+ATTEMPTS = 3
+"""How often a remote file is tried; a file that is not there is not tried again."""
+
+ARCHIVES = (".zip", ".tar")
+
+
+def is_url(location: str) -> bool:
+    return "://" in location
+
+
+def is_archive(location: str) -> bool:
+    return location.lower().endswith(ARCHIVES)
+
+
+def find(location: str, suffixes: Sequence[str]) -> list[str]:
+    """The files behind a location: itself, what a glob matches, or what a folder holds at any depth; sorted.
+
+    Of a folder only files with one of ``suffixes``, and none whose name begins with a dot. Empty when there is nothing.
+    Raises ValueError for a protocol that is not known or not installed and for a server that does not answer.
+    """
+    location = os.path.expanduser(location)
+    if not is_url(location):
+        if os.path.isfile(location):
+            return [location]
+        if os.path.isdir(location):
+            return sorted(str(file) for file in Path(location).rglob("*") if file.is_file() and _wanted(file, suffixes))
+        return sorted(file for file in glob.glob(location, recursive=True) if os.path.isfile(file))
+    system, path = _system(location)
+    is_http = location.startswith("http")
+    # In a web address ? begins a query, and every address that answers looks like a file.
+    if any(sign in location for sign in ("*[" if is_http else "*?[")):
+        found = _tried(lambda: system.glob(path), location)
+    elif is_http and _wanted(location.partition("?")[0], suffixes):
+        return [location]
+    elif _tried(lambda: system.isdir(path), location):
+        found = [file for file in _tried(lambda: system.find(path), location) if _wanted(file, suffixes)]
+    else:
+        found = [path] if _tried(lambda: system.exists(path), location) else []
+    return sorted(str(system.unstrip_protocol(file)) for file in found)
+
+
+def open_binary(location: str, *, whole: bool = True) -> IO[bytes]:
+    """An open, seekable file; ``whole`` says that it will be read from end to end.
+
+    Raises FileNotFoundError, and ValueError as `find` does.
+    """
+    if not is_url(location):
+        return open(os.path.expanduser(location), "rb")
+    system, path = _system(location)
+    # Parquet is read in ranges: what lies between them must not be fetched.
+    options = {} if whole else {"cache_type": "none"}
+    return _tried(lambda: system.open(path, "rb", **options), location)
+
+
+def open_parquet(location: str) -> pq.ParquetFile:
+    """An open parquet file. Raises ValueError when it cannot be read or is not (or not all of) a parquet file."""
+    try:
+        if is_url(location):
+            return pq.ParquetFile(open_binary(location, whole=False), pre_buffer=True)
+        return pq.ParquetFile(os.path.expanduser(location))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(
+            f"{location} cannot be read as parquet (missing, truncated or another format): {error}"
+        ) from error
+
+
+def read_bytes(location: str, limit: int) -> bytes:
+    """The file's first ``limit`` bytes. Raises as `open_binary` does."""
+
+    def read() -> bytes:
+        with open_binary(location) as file:
+            return file.read(limit)
+
+    return _tried(read, location) if is_url(location) else read()
+
+
+def size(location: str) -> int:
+    """Bytes; -1 where a server does not tell. Raises as `open_binary` does."""
+    if not is_url(location):
+        return os.path.getsize(os.path.expanduser(location))
+    system, path = _system(location)
+    told = _tried(lambda: system.size(path), location)
+    return -1 if told is None else int(told)
+
+
+def folder_of(location: str) -> str:
+    """The folder that a file lies in."""
+    return location.rpartition("/")[0] if is_url(location) else os.path.dirname(location)
+
+
+def name_of(location: str) -> str:
+    return location.rpartition("/")[2] if is_url(location) else os.path.basename(location)
+
+
+def inside(folder: str, name: str) -> str:
+    """``name`` in ``folder``. Raises ValueError for a name that leads out of it: a set may not name other files."""
+    name = normal_name(name)
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+
+
+def normal_name(name: str) -> str:
+    """A relative name without detours. Raises ValueError when it is absolute, a URL or leads upwards."""
+    normal = posixpath.normpath(name.replace("\\", "/"))
+    leads_out = normal.startswith(("/", "../")) or normal in ("..", ".") or is_url(name) or "\0" in name
+    if leads_out or normal[1:2] == ":":
+        raise ValueError(f"{name!r} leads out of the folder of the data set")
+    return normal
+
+
+def _wanted(file: str | Path, suffixes: Sequence[str]) -> bool:
+    name = os.path.basename(file)
+    return not name.startswith(".") and name.lower().endswith(tuple(suffixes))
+
+
+def _system(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    protocol = location.partition("://")[0]
+    try:
+        return url_to_fs(location)
+    except ImportError as error:
+        extra = EXTRAS.get(protocol)
+        hint = f"pip install 'palate[{extra}]'" if extra else str(error)
+        raise ValueError(f"{location}: reading {protocol}:// needs a package that is not installed; {hint}") from error
+    except ValueError as error:
+        known = ", ".join(f"{name}://" for name in ("s3", "gs", "hf", "https"))
+        raise ValueError(
+            f"{location}: {protocol}:// cannot be read ({error}); use a local path or one of {known}"
+        ) from error
+
+
+def _tried(action: Any, location: str) -> Any:
+    """What ``action`` returns, tried again after a fault that may pass. Raises FileNotFoundError and ValueError."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return action()
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each file system has exceptions of its own
+            if attempt + 1 == ATTEMPTS:
+                raise ValueError(f"{location} cannot be read: {type(error).__name__}: {error}") from error
+            time.sleep(0.2 * 4**attempt)
+    raise AssertionError("unreachable")
