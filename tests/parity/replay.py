@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -15,6 +17,8 @@ from torch import Tensor
 from dpo_core import update as update_module
 from dpo_core.context import LocalContext
 from dpo_core.data.batches import PairBatch
+from dpo_core.data.loader import BatchLoader
+from dpo_core.data.plan import DataSection, Plan
 from dpo_core.families.base import Conditioning
 from dpo_core.metrics import RunningMeans
 from dpo_core.objectives import LossOutput, PairErrors
@@ -38,6 +42,22 @@ def model_folder(name: str, tmp: Path) -> Path:
     shutil.copytree(CASES / "models" / name.partition("_")[0], whole)
     shutil.copytree(folder, whole, dirs_exist_ok=True)
     return whole
+
+
+def load_rows(section: DataSection, tmp: Path) -> dict[int, PairBatch]:
+    """The recorded data set as our loader reads it: every usable row, alone in a batch.
+
+    It has the column label_1 of Pick-a-Pic added, which only our schema asks for.
+    """
+    table = pq.read_table(CASES / "pickapic_tiny" / "train.parquet")
+    file = tmp / "pickapic_tiny.parquet"
+    label_1 = pa.array([1 - label for label in table["label_0"].to_pylist()])
+    pq.write_table(table.append_column("label_1", label_1), file)
+    section = section.model_copy(update={"paths": [str(file)], "rejected": "given"})
+    plan = Plan.build(section)
+    loader = BatchLoader(section, 0, None)
+    slots = [plan.slot(index, 0) for index in range(plan.rows)]
+    return {slot.group.first_row + slot.row: loader.load([slot]) for slot in slots}
 
 
 @dataclass

@@ -7,7 +7,7 @@ differed by. PatchDPO has a file of its own.
 import pytest
 import torch
 
-from tests.parity.replay import Case, errors_of_images
+from tests.parity.replay import Case, errors_of_images, load_rows
 
 CASES = [
     "salesforce_dpo_sd",
@@ -94,3 +94,16 @@ def test_captions_are_encoded_as_the_script_did(name, tmp_path):
                 close(ours[key][rows], recorded[key][rows], atol=atol)
                 checked += 1
     assert checked >= len(case.meta["captions"])
+
+
+def test_captions_and_sides_of_the_data_are_those_of_the_script(tmp_path):
+    # Pixels within a few levels, since the script resizes otherwise (test_deviations.py) but mirrors nothing here.
+    case = Case("dcpo_sd", tmp_path)
+    loaded, recorded, captions = load_rows(case.config.data, tmp_path), case.micro(0), case.meta["captions"][0]
+    pixels = recorded["pixel_values_u8"].view(2, 4, 3, 32, 32).float()
+    for place, row in enumerate(recorded["rows"].tolist()):
+        batch = loaded[row]
+        assert [*batch.chosen_captions, *batch.rejected_captions] == [captions[place], captions[4 + place]]
+        assert batch.pixels is not None
+        assert (batch.pixels[0].float() - pixels[:, place]).abs().mean() < 5
+        assert (batch.pixels[0].float() - pixels[:, place].flip(0)).abs().mean() > 10
