@@ -191,7 +191,7 @@ def test_the_crop_takes_the_shortest_side_and_the_place_it_is_told():
 
 @pytest.mark.parametrize("size", [(33, 50), (50, 33), (97, 31), (31, 31), (640, 33)])
 def test_every_image_becomes_a_square_of_the_resolution(size):
-    crop = training_crop(np.asarray(plain(size=size)), 32, x=0.3, y=0.9, flip=False)
+    crop = training_crop(np.array(plain(size=size)), 32, x=0.3, y=0.9, flip=False)
     assert crop.shape == (32, 32, 3)
     assert crop.dtype == np.uint8
     assert np.all(crop == (10, 20, 200))
@@ -233,4 +233,20 @@ def test_the_offset_finds_the_crop_in_the_resized_image_mirrored_if_it_was(flip)
     _, _, top, left, _, _ = crop_geometry(size_of(image), 20, x=0.7, y=0.1, flip=flip)
     resized = np.asarray(Image.fromarray(image).resize((30, 20), Image.Resampling.BICUBIC))
     whole = resized[:, ::-1] if flip else resized
-    assert np.array_equal(training_crop(image, 20, x=0.7, y=0.1, flip=flip), whole[top : top + 20, left : left + 20])
+    crop = training_crop(image, 20, x=0.7, y=0.1, flip=flip)
+    assert np.abs(crop.astype(int) - whole[top : top + 20, left : left + 20]).max() <= 1
+
+
+@pytest.mark.parametrize("side", [17, 48, 64, 200])
+def test_resizing_is_pillows_antialiased_bicubic_to_two_grey_levels(side):
+    for data in photographs()[:6]:
+        image = decode(data, LIMITS)
+        width, height = size_of(image)
+        short = min(width, height)
+        size = (max(side, round(width * side / short)), max(side, round(height * side / short)))
+        expected = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)).astype(int)
+        left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
+        crop = training_crop(image, side, x=0.5, y=0.5, flip=False)
+        difference = np.abs(crop - expected[top : top + side, left : left + side])
+        assert difference.max() <= (1 if side < 64 else 2)
+        assert difference.mean() < 0.02
