@@ -12,6 +12,7 @@ VERBS = {
     "prepare": "check preference data and cache its latents",
     "pairs": "make preference pairs from a model's own images, judged by a scorer",
     "train": "teach a model what people prefer",
+    "status": "how a training run stands, also as a page",
     "tune": "search for the best settings of a training job",
     "evaluate": "compare models: images, scores, statistics, a report",
     "serve": "generate images over HTTP, with a page to compare models",

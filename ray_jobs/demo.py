@@ -20,6 +20,8 @@ from ray_jobs.tracking import tracking_uri
 from ray_jobs.train import TrainJob, run_training
 from ray_jobs.tune import JudgeSection, TuneJob, run_sweep, sweep_dir, table_of
 
+PAIRS_SAID = ("decided", "ties", "turned round")
+
 
 class DemoJob(Section):
     """Pairs from the model's own images, DPO and an SFT control on them, a comparison on held-out prompts, a sweep."""
@@ -72,7 +74,9 @@ def run_demo(job: DemoJob, console: Console | None = None) -> Path:
     stage = Stages(console)
 
     with stage("pairs"):
-        counts = make_pairs(job.pairs.model_copy(update={"out": str(out / "pairs")}), console)
+        with console.status("drawing and judging pairs"):
+            pairs = make_pairs(job.pairs.model_copy(update={"out": str(out / "pairs")}), Console(quiet=True))
+        counts = {"pairs": pairs.totals["made"]} | {name: pairs.totals.get(name, 0) for name in PAIRS_SAID}
         stage.said = ", ".join(f"{number} {what}" for what, number in counts.items())
 
     with stage("prepare"):
@@ -88,6 +92,8 @@ def run_demo(job: DemoJob, console: Console | None = None) -> Path:
         with stage(name):
             trained = on_latents(given, out)
             runs[trained.run.name] = run_training(trained, console)
+            if not (runs[trained.run.name] / "model").exists():
+                raise ValueError("the demo was stopped while it trained; the same command goes on from there")
             stage.said = f"{trained.objective.kind}, {trained.loop.max_steps} updates, {shown(runs[trained.run.name])}"
 
     with stage("evaluate"):
@@ -153,7 +159,7 @@ def plan_rows(job: DemoJob) -> list[tuple[str, str]]:
     return [
         ("folder", str(Path(job.out).resolve())),
         ("stages", "pairs, prepare, train, control, evaluate, tune, report"),
-        ("pairs", f"{job.pairs.count:,}"),
+        ("pairs", f"{job.pairs.recipe.source(job.pairs.seed, job.pairs.shard_pairs).rows:,}"),
         ("updates", f"{job.train.loop.max_steps} ({job.train.objective.kind}), "
                     f"{job.control.loop.max_steps} ({job.control.objective.kind})"),
     ]  # fmt: skip

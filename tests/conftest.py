@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 QUIET = {
     "OMP_NUM_THREADS": "1",
@@ -20,6 +21,7 @@ QUIET = {
 for name, value in QUIET.items():
     os.environ.setdefault(name, value)
 
+import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -32,3 +34,19 @@ settings.load_profile("palate")
 early = [name for name in sys.modules if name.partition(".")[0] == "dpo_core"]
 assert not early, f"imported before its shapes could be checked: {early}"
 install_import_hook(["dpo_core"], f"{typechecking.__name__}.checked")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion pipeline of 16-pixel images with random weights."""
+    from tests.tiny_models import make_tiny_sd
+
+    return make_tiny_sd(tmp_path_factory.mktemp("tiny-sd"))
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 decided pairs of coloured noise."""
+    from tests.tiny_data import make_pairs
+
+    return make_pairs(tmp_path_factory.mktemp("tiny-pairs"), 24)

@@ -7,25 +7,13 @@ import torch
 from dpo_core.data.quarantine import read_quarantine
 from dpo_core.metrics import read_complete_rows
 from tests.ray_jobs.jobs import final_weights, kill_once_there, palate, write_job
-from tests.tiny_data import make_pairs
-from tests.tiny_models import make_tiny_sd
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return make_tiny_sd(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory) -> Path:
-    return make_pairs(tmp_path_factory.mktemp("pairs"), 24)
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory, model, pairs) -> Path:
+def straight(tmp_path_factory, tiny_sd, tiny_pairs) -> Path:
     """The folder of a run in one process that was never stopped."""
     folder = tmp_path_factory.mktemp("straight")
-    done = palate("train", "--config", write_job(folder, model, pairs))
+    done = palate("train", "--config", write_job(folder, tiny_sd, tiny_pairs))
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "run"
 
@@ -46,8 +34,8 @@ def test_the_saved_config_can_be_given_back(straight):
     assert "24" in done.stdout
 
 
-def test_a_run_killed_with_sigkill_and_started_again_ends_with_the_same_bits(straight, tmp_path, model, pairs):
-    config = write_job(tmp_path, model, pairs)
+def test_a_run_killed_with_sigkill_and_started_again_ends_with_the_same_bits(straight, tmp_path, tiny_sd, tiny_pairs):
+    config = write_job(tmp_path, tiny_sd, tiny_pairs)
     kill_once_there(config, tmp_path / "runs" / "run" / "checkpoints" / "step-00000002")
     assert not (tmp_path / "runs" / "run" / "model").exists()
     done = palate("train", "--config", config)
@@ -56,17 +44,17 @@ def test_a_run_killed_with_sigkill_and_started_again_ends_with_the_same_bits(str
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
-def test_a_misspelt_field_is_answered_with_did_you_mean_and_exit_code_two(tmp_path, model, pairs):
-    done = palate("train", "--config", write_job(tmp_path, model, pairs), "optim.lrr=1e-5")
+def test_a_misspelt_field_is_answered_with_did_you_mean_and_exit_code_two(tmp_path, tiny_sd, tiny_pairs):
+    done = palate("train", "--config", write_job(tmp_path, tiny_sd, tiny_pairs), "optim.lrr=1e-5")
     assert done.returncode == 2
     assert "optim.lrr" in done.stderr
     assert "did you mean" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_real_photographs_train_and_rows_that_cannot_be_used_are_counted_with_reasons(tmp_path, model):
+def test_real_photographs_train_and_rows_that_cannot_be_used_are_counted_with_reasons(tmp_path, tiny_sd):
     assets = Path(__file__).parents[1] / "assets"
-    config = write_job(tmp_path, model, assets / "hostile.parquet", steps=4)
+    config = write_job(tmp_path, tiny_sd, assets / "hostile.parquet", steps=4)
     real = assets / "real_pairs.parquet"
     done = palate("train", "--config", config, f"data.paths=[{assets / 'hostile.parquet'}, {real}]",
                   "data.max_quarantined_share=0.5", "data.min_side=32", "loop.global_batch_size=16")  # fmt: skip
@@ -76,8 +64,8 @@ def test_real_photographs_train_and_rows_that_cannot_be_used_are_counted_with_re
 
 
 @pytest.mark.ray
-def test_two_ray_workers_train_what_one_process_trains(straight, tmp_path, model, pairs):
-    done = palate("train", "--config", write_job(tmp_path, model, pairs, workers=2))
+def test_two_ray_workers_train_what_one_process_trains(straight, tmp_path, tiny_sd, tiny_pairs):
+    done = palate("train", "--config", write_job(tmp_path, tiny_sd, tiny_pairs, workers=2))
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "run"
     alone, together = read_complete_rows(straight / "metrics.jsonl"), read_complete_rows(run / "metrics.jsonl")
@@ -88,9 +76,9 @@ def test_two_ray_workers_train_what_one_process_trains(straight, tmp_path, model
 
 
 @pytest.mark.ray
-def test_two_ray_workers_killed_and_started_again_end_with_the_same_bits(tmp_path, model, pairs):
-    never = write_job(tmp_path, model, pairs, name="never-stopped", workers=2, steps=8)
-    killed = write_job(tmp_path, model, pairs, name="killed", workers=2, steps=8)
+def test_two_ray_workers_killed_and_started_again_end_with_the_same_bits(tmp_path, tiny_sd, tiny_pairs):
+    never = write_job(tmp_path, tiny_sd, tiny_pairs, name="never-stopped", workers=2, steps=8)
+    killed = write_job(tmp_path, tiny_sd, tiny_pairs, name="killed", workers=2, steps=8)
     assert palate("train", "--config", never).returncode == 0
     kill_once_there(killed, tmp_path / "runs" / "killed" / "checkpoints" / "step-00000003")
     done = palate("train", "--config", killed)

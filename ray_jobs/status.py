@@ -1,0 +1,205 @@
+"""palate status RUN [--html] [--stop]: how a training run stands, from its folder alone.
+
+RUN is the folder of a run. --html also writes run.html into it: one page with all curves, that needs nothing else.
+--stop asks the run to end after its current update, with a checkpoint; the command that started it goes on from there.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from dpo_core.checkpoint import MANIFEST
+from dpo_core.data.quarantine import counts_by_reason, read_quarantine
+from dpo_core.metrics import read_complete_rows
+from dpo_core.stopping import ask_to_stop, stop_asked
+from ray_jobs.settings.command import complain, show
+
+TEMPLATE = Path(__file__).parent / "web" / "run.html.j2"
+PANELS = (
+    {"train/loss": "loss", "train/implicit_accuracy": "implicit accuracy", "train/margin": "margin"},
+    {
+        "train/chosen_error_vs_reference": "chosen error vs reference",
+        "train/rejected_error_vs_reference": "rejected error vs reference",
+        "train/gradient_factor": "gradient factor",
+    },
+    {"train/grad_norm": "gradient norm", "train/lr": "learning rate", "data/quarantined": "pairs in quarantine"},
+)
+"""What run.html draws, a row of panels each."""
+SHOWN = {
+    "train/loss": "loss",
+    "train/implicit_accuracy": "implicit accuracy",
+    "train/margin": "margin",
+    "train/chosen_error_vs_reference": "chosen error vs reference",
+    "train/rejected_error_vs_reference": "rejected error vs reference",
+    "train/grad_norm": "gradient norm",
+    "train/lr": "learning rate",
+}
+LATE = 5
+"""A run that has been silent for this many times its usual interval, and a minute, is not running any more."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run folder, read once."""
+
+    folder: Path
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    now: float
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "RunStatus":
+        """Raises ValueError when ``folder`` is not the folder of a training run."""
+        folder = Path(folder)
+        file = folder / "config.yaml"
+        if not file.is_file():
+            raise ValueError(f"{folder} is not the folder of a run: it has no config.yaml; give RUN as runs/<run.name>")
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if "loop" not in config:
+            raise ValueError(f"{folder} is not the folder of a training run: its config.yaml has no section loop")
+        return cls(folder, config, read_complete_rows(folder / "metrics.jsonl"), time.time())
+
+    @property
+    def step(self) -> int:
+        return self.rows[-1]["step"] if self.rows else 0
+
+    @property
+    def total(self) -> int:
+        return self.config["loop"]["max_steps"]
+
+    @cached_property
+    def seconds_per_update(self) -> float | None:
+        """From the last rows that were logged without a break; None before there are two."""
+        recent = self.rows[-20:]
+        gaps = [(b["time"] - a["time"]) / (b["step"] - a["step"]) for a, b in pairwise(recent) if b["step"] > a["step"]]
+        return sorted(gaps)[len(gaps) // 2] if gaps else None
+
+    @property
+    def state(self) -> str:
+        """finished, stopping, starting, running or stopped."""
+        if self.step >= self.total and (self.folder / "model" / "provenance.json").exists():
+            return "finished"
+        if stop_asked(self.folder):
+            return "stopping"
+        started = self.rows[-1]["time"] if self.rows else (self.folder / "config.yaml").stat().st_mtime
+        usual = (self.seconds_per_update or 60.0) * self.config["loop"]["log_every"]
+        if self.now - started > max(60.0, LATE * usual):
+            return "stopped"
+        return "running" if self.rows else "starting"
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """Updates of the complete checkpoints."""
+        found = sorted((self.folder / "checkpoints").glob(f"step-????????/{MANIFEST}"))
+        return [int(path.parent.name.removeprefix("step-")) for path in found]
+
+    def facts(self) -> dict[str, str]:
+        """What there is to say, in words."""
+        config, last = self.config, self.rows[-1] if self.rows else {}
+        facts = {
+            "state": self.state,
+            "updates": f"{self.step:,} of {self.total:,} ({100 * self.step / self.total:.0f} %)",
+            "trains": f"{config['objective']['kind']}, {config['policy']['method']}, {config['family']['model']}",
+        }
+        seconds = self.seconds_per_update
+        if seconds is not None:
+            pairs = config["loop"]["global_batch_size"]
+            facts["speed"] = f"{pairs / max(seconds, 1e-9):.2f} pairs/s, {seconds:.2f} s per update"
+            if self.state == "running":
+                facts["ends in about"] = duration(seconds * (self.total - self.step))
+        facts |= {name: f"{last[key]:.4g}" for key, name in SHOWN.items() if key in last}
+        if last.get("train/chosen_error_rises"):
+            facts["alarm"] = "the error of the chosen images rises: the margin grows by unlearning"
+        if last.get("train/skipped_updates"):
+            facts["skipped updates"] = f"{last['train/skipped_updates']:.0f} (their gradient was not finite)"
+        facts["checkpoints"] = ", ".join(f"{step:,}" for step in self.checkpoints) or "none yet"
+        file = self.folder / "quarantine.parquet"
+        if file.exists():
+            reasons = counts_by_reason(read_quarantine(file))
+            facts["quarantine"] = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "empty"
+        if self.rows:
+            facts["last row"] = f"{duration(self.now - last['time'])} ago"
+        return facts
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def write_page(status: RunStatus) -> Path:
+    """``run.html`` in the run folder: facts, curves and config in one file."""
+    from jinja2 import Environment
+
+    from eval.plots import training_curves
+
+    file = {status.folder.name: status.folder / "metrics.jsonl"}
+    plots = [plot for curves in PANELS if status.rows and (plot := training_curves(file, curves))]
+    page = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    text = page.render(
+        name=status.folder.name,
+        facts=status.facts(),
+        plots=plots,
+        config=yaml.safe_dump(status.config, sort_keys=False),
+        running=status.state in ("running", "starting", "stopping"),
+        written=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.now)),
+    )
+    path = status.folder / "run.html"
+    aside = path.with_name(".run.html.partial")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+    return path
+
+
+def print_status(status: RunStatus, console: Console) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in status.facts().items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or {"--help", "-h"} & set(words):
+        show(__doc__ or "")
+        return 0 if words else 2
+    options = {word for word in words if word.startswith("-")}
+    folders = [word for word in words if not word.startswith("-")]
+    if odd := sorted(options - {"--html", "--stop", "--json"}):
+        complain(f"{odd[0]}: there is no such option; allowed: --html, --stop, --json")
+        return 2
+    if len(folders) != 1:
+        complain(f"status takes the folder of one run, {len(folders)} were given")
+        return 2
+    try:
+        status = RunStatus.read(folders[0])
+    except ValueError as error:
+        complain(str(error))
+        return 2
+    if "--stop" in options:
+        ask_to_stop(status.folder)
+        status = RunStatus.read(folders[0])
+    if "--json" in options:
+        show(json.dumps({"step": status.step, "total": status.total, "state": status.state} | status.facts(), indent=1))
+    else:
+        print_status(status, Console())
+    if "--html" in options:
+        show(f"page {write_page(status)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
