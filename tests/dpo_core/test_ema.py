@@ -83,8 +83,9 @@ def test_a_run_exports_the_average_and_resumes_it_to_the_last_bit(tiny_sd, tiny_
     for name in ("straight", "stopped"):
         saved = load_latest(tmp_path / name / "checkpoints")
         assert saved is not None
-        assert saved.optim["ema"]["updates"] == 4
-        averages.append(saved.optim["ema"]["average"])
+        ema = saved.optim["learner"]["ema"]
+        assert ema["updates"] == 4
+        averages.append(ema["average"])
     assert same(averages[0], averages[1])
     assert not any(torch.equal(averages[0][name], weights[name]) for name in weights)
     file = "unet/diffusion_pytorch_model.safetensors" if method == "full" else "pytorch_lora_weights.safetensors"

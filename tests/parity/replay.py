@@ -20,10 +20,10 @@ from dpo_core.data.batches import PairBatch
 from dpo_core.data.loader import BatchLoader
 from dpo_core.data.plan import DataSection, Plan
 from dpo_core.families.base import Conditioning
+from dpo_core.learner import Learner
 from dpo_core.metrics import RunningMeans
 from dpo_core.objectives import LossOutput, PairErrors
 from dpo_core.objectives.base import per_pair
-from dpo_core.optim import clip, make_optimizer, make_schedule
 from dpo_core.policy import Policy
 from dpo_core.step import Denoising, pair_errors
 from dpo_core.training import TrainSection
@@ -180,22 +180,17 @@ class Case:
     def run(self) -> Iterator[tuple[int, list[tuple[int, Seen]], float, Tensor, dict[str, Tensor]]]:
         """Of each update: its number, what was seen before it, its learning rate, the norm of its gradient before
         clipping, and the parameters after it, in the order of the recording."""
-        config, policy = self.config, self.policy
-        scaler = torch.amp.GradScaler("cpu", enabled=False)  # pyright: ignore[reportPrivateImportUsage]
-        optimizer = make_optimizer(config.optim, policy.parameters())
-        schedule = make_schedule(config.optim, optimizer, config.loop.max_steps)
-        update = Update(config, policy, self.context, scaler, RunningMeans())
+        learner = Learner(self.config, self.policy, self.context)
+        update = Update(self.config, self.policy, self.context, learner.scaler, RunningMeans())
         for number in range(self.updates):
             micro_steps = self.micro_steps(number)
             seen = [(index, self.look(index)) for index in micro_steps]
             denoisings = iter([self.denoising(index) for index in micro_steps])
             with patch.object(update_module, "prepare_denoising", lambda *_, given=denoisings: next(given)):
                 update.accumulate([self._batch(index) for index in micro_steps])
-            norm, lr = clip(policy.parameters(), config.optim.max_grad_norm), schedule.get_last_lr()[0]
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            named = policy.named_parameters()
+            lr = learner.schedule.get_last_lr()[0]
+            norm = learner.update()
+            named = self.policy.named_parameters()
             yield number, seen, lr, norm, {name: named[name].detach() for name in self.meta["trainable"]}
 
     def _batch(self, index: int) -> PairBatch:
