@@ -4,7 +4,7 @@ import logging
 import os
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dpo_core.section import Section
 
@@ -14,6 +14,9 @@ class ClusterSection(Section):
 
     num_workers: int = Field(default=1, ge=0)
     """Processes that train or encode; 0 does the work in this very process, without Ray."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Train with as few workers as this while nodes are missing, and with more when they are back; null waits for all
+    of ``num_workers``. The result does not depend on it beyond rounding."""
     cpus_per_worker: float = Field(default=0.5, gt=0)
     """CPUs that a training worker holds; leave some for the tasks that read data."""
     gpus_per_worker: float | None = Field(default=None, ge=0)
@@ -21,7 +24,14 @@ class ClusterSection(Section):
     cpus_per_read: float = Field(default=0.25, gt=0)
     """CPUs of a task that reads and decodes pairs."""
     max_failures: int = Field(default=3, ge=0)
-    """How often a crashed worker group is started again from its last checkpoint."""
+    """How often a crashed worker group is started again from its last checkpoint. Losses of nodes that were announced
+    do not count."""
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> "ClusterSection":
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must be at most num_workers ({self.num_workers})")
+        return self
 
 
 def start_ray(quiet: bool = True) -> None:

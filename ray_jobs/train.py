@@ -112,17 +112,22 @@ def train_on_ray(job: TrainJob, folder: Path) -> None:
     check_fits(job.cluster)
     gpus = gpus_each(job.cluster)
     resources = {"CPU": job.cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    workers, fewest = job.cluster.num_workers, job.cluster.min_workers
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job.model_dump(mode="json"), "folder": str(folder)},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=job.cluster.num_workers, use_gpu=gpus > 0, resources_per_worker=resources
+            num_workers=workers if fewest is None else (fewest, workers),
+            use_gpu=gpus > 0,
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
             # Ray's own state of this attempt; the run's state is ours, in `folder`.
             name=attempt_name(folder),
             storage_path=str(folder / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=job.cluster.max_failures),
+            failure_config=ray.train.FailureConfig(
+                max_failures=job.cluster.max_failures, max_preemption_failures=-1
+            ),
         ),
     )
     try:

@@ -68,6 +68,11 @@ def test_a_training_job_can_be_submitted_to_a_cluster(cluster, tmp_path):
     model, pairs = make_tiny_sd(tmp_path / "model"), make_pairs(tmp_path / "pairs", 16)
     config = write_job(tmp_path, model, pairs, workers=1, steps=2)
     submit = [*RAY, "job", "submit", "--address", address, "--working-dir", str(ROOT), "--"]
+    stranger = {name: value for name, value in environment.items() if not name.startswith("RAY_")}
+    stranger["HOME"] = str(tmp_path)  # where a token of the user might lie
+    refused = subprocess.run([*submit, "true"], env=stranger, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert refused.returncode == 1
+    assert "Authentication required" in refused.stdout + refused.stderr
     entry = [sys.executable, "-m", "ray_jobs.train", "--config", str(config)]
     done = subprocess.run([*submit, *entry], env=environment, capture_output=True, text=True, timeout=280, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
