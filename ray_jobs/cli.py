@@ -10,6 +10,7 @@ from ray_jobs.settings.problems import did_you_mean
 VERBS = {
     "import": "turn a public preference set, or any files with pairs, into shards to train on",
     "prepare": "check preference data and cache its latents",
+    "caption": "give each image of a pair its own caption",
     "pairs": "make preference pairs from a model's own images, judged by a scorer",
     "train": "teach a model what people prefer",
     "status": "how a training run stands, also as a page",

@@ -27,8 +27,15 @@ class Part:
     places: list[int]
     ids: list[str]
     sides: list[int | None]
+    origins: tuple[tuple[str, int], ...] = ()
+    """File and row that quarantine names for each row, where those are not ``group`` and ``places``."""
+
     given: "list[Row] | None" = None
     """The rows themselves, where they come from no file."""
+
+    def origin(self, index: int) -> tuple[str, int]:
+        """File and row (of the file) of a row of this part."""
+        return self.origins[index] if self.origins else (self.group.file, self.group.first_row + self.places[index])
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Outcome:
 
 
 Maker = Callable[[list[Row]], list[Outcome]]
-"""What a worker does with the rows of a row group; one outcome for each, in order."""
+"""What a worker does with the rows of a shard; one outcome for each, in order."""
 
 
 class Recipe(ABC):
@@ -87,6 +87,8 @@ class Summary:
     """What a shard says of itself, beside its rows."""
 
     made: int
+    rows: int
+    """Rows that were read for it."""
     quarantined: list[Quarantined]
     left_out: dict[str, int]
     counts: dict[str, float]
@@ -127,15 +129,18 @@ class ShardMaker:
         """Write the shard; the file is whole or absent. Raises ValueError as the recipe does."""
         # Not in __init__: what goes wrong in the constructor of an actor reaches the user as a failure of Ray.
         self._make = self._make or self._recipe.load()
-        groups = [
-            self._part(self._make, part, table, rows) for part, (table, rows) in zip(task.parts, read, strict=True)
-        ]
+        usable = [row for _, rows in read for row in rows if isinstance(row, Row)]
+        made = self._make(usable) if usable else []
+        assert len(made) == len(usable), "one outcome for each row"
+        outcomes = iter(made)
+        groups = [self._part(outcomes, part, table, rows) for part, (table, rows) in zip(task.parts, read, strict=True)]
         quarantined = [record for _, summary in groups for record in summary.quarantined]
         left_out, counts = Counter[str](), Counter[str]()
         for _, summary in groups:
             left_out.update(summary.left_out)
             counts.update(summary.counts)
-        summary = Summary(sum(len(table) for table, _ in groups), quarantined, dict(left_out), dict(counts))
+        read_rows = sum(summary.rows for _, summary in groups)
+        summary = Summary(sum(len(table) for table, _ in groups), read_rows, quarantined, dict(left_out), dict(counts))
         path = Path(task.path)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
         with pq.ParquetWriter(aside, self._schema, use_dictionary=False) as writer:
@@ -145,12 +150,8 @@ class ShardMaker:
         aside.replace(path)
 
     def _part(
-        self, make: Maker, part: Part, table: pa.Table, rows: list[Row | RowRejected]
+        self, outcomes: Iterator[Outcome], part: Part, table: pa.Table, rows: list[Row | RowRejected]
     ) -> tuple[pa.Table, Summary]:
-        usable = [row for row in rows if isinstance(row, Row)]
-        made = make(usable) if usable else []
-        assert len(made) == len(usable), "one outcome for each row"
-        outcomes = iter(made)
         taken, values, quarantined = list[int](), list[dict[str, Any]](), list[Quarantined]()
         left_out, counts = Counter[str](), Counter[str]()
         for index, row in enumerate(rows):
@@ -159,8 +160,9 @@ class ShardMaker:
             taken += [index] * len(outcome.rows)
             values += outcome.rows
             if outcome.rejected is not None:
-                place, reason = part.group.first_row + part.places[index], outcome.rejected
-                quarantined.append(Quarantined(part.ids[index], part.group.file, place, reason.reason, reason.detail))
+                file, place = part.origin(index)
+                reason = outcome.rejected
+                quarantined.append(Quarantined(part.ids[index], file, place, reason.reason, reason.detail))
             elif not outcome.rows:
                 assert outcome.left_out, "a row that makes nothing says why"
                 left_out[outcome.left_out] += 1
@@ -170,7 +172,7 @@ class ShardMaker:
         kept = table.take(taken) if taken else table.slice(0, 0)
         columns = [written[name] if name in written else kept.column(name) for name in self._schema.names]
         made_table = pa.table(columns, schema=self._schema)
-        return made_table, Summary(len(values), quarantined, dict(left_out), dict(counts))
+        return made_table, Summary(len(values), len(rows), quarantined, dict(left_out), dict(counts))
 
     def __call__(self, row: pa.Table) -> pa.Table:
         task, read = pickle.loads(row.column("read")[0].as_buffer())

@@ -28,7 +28,7 @@ from typing import Any
 from rich.console import Console
 
 from dpo_core.data.files import QUARANTINE_FILE
-from dpo_core.data.quarantine import check_share, counts_by_reason, write_quarantine
+from dpo_core.data.quarantine import Quarantine, check_share, counts_by_reason, write_quarantine
 from dpo_core.section import Section
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.shard_source import Part, Source, given_source, read_source
@@ -69,6 +69,10 @@ class ShardJob:
     shard_pairs: int = 64
     """Rows per shard, rounded up to whole row groups of the source; a shard is what a killed job repeats."""
     max_quarantined_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        if missing := [name for name in self.recipe.reads if name not in self.source.schema.names]:
+            raise ValueError(f"data.paths: the column(s) {', '.join(missing)} are missing; {self.verb} reads them")
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def run_shards(job: ShardJob, console: Console | None = None) -> Record:
         if found.complete:
             console.print(f"nothing to do: {folder} is complete", soft_wrap=True)
             return found
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no {JOB_FILE}; choose another folder or empty it")
     folder.mkdir(parents=True, exist_ok=True)
     _write_record(folder, wanted)
@@ -141,7 +145,8 @@ def run_shards(job: ShardJob, console: Console | None = None) -> Record:
         done = work_here(missing, job.recipe, job.source.schema)
     else:
         done = work_on_ray(missing, job.recipe, job.source.schema, job.cluster)
-    _follow(done, len(tasks), len(tasks) - len(missing), console)
+    judged = _judge(done, job, tasks)
+    _follow(judged, len(tasks), len(tasks) - len(missing), console)
     return _finish(job, folder, wanted, [_there(folder, task.index) for task in tasks], console)
 
 
@@ -205,9 +210,19 @@ def _finish(job: ShardJob, folder: Path, record: Record, files: list[Path | None
     done = Record(**{**asdict(record), "complete": True, "totals": totals, "report": report})
     _write_record(folder, done)
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts_by_reason(quarantined).items()) or "none"
-    shown = ", ".join(f"{count:,} {name}" for name, count in totals.items())
-    console.print(f"{job.verb:<10} {folder}\nrows       {shown}\nquarantine {reasons}", soft_wrap=True)
+    lines = [(job.verb, str(folder)), ("rows", ", ".join(f"{count:,} {name}" for name, count in totals.items()))]
+    for name, value in [*lines, ("quarantine", reasons), *report.items()]:
+        console.print(f"{name:<10} {value}", soft_wrap=True, markup=False, highlight=False)
     return done
+
+
+def _judge(done: Iterator[int], job: ShardJob, tasks: list[Task]) -> Iterator[int]:
+    """Stop early where rows fail so often that chance does not explain it: calls cost money."""
+    quarantine = Quarantine([], limit=job.max_quarantined_share)
+    for index in done:
+        summary = read_summary(tasks[index].path)
+        quarantine.add(summary.quarantined, rows_read=summary.rows)
+        yield index
 
 
 def _totals(source: Source, summaries: list[Summary], quarantined: int) -> dict[str, Any]:
@@ -217,7 +232,8 @@ def _totals(source: Source, summaries: list[Summary], quarantined: int) -> dict[
         left_out.update(summary.left_out)
         counts.update(summary.counts)
     made = sum(summary.made for summary in summaries)
-    return {"read": source.total, "made": made, "in quarantine": quarantined, **left_out, **counts}
+    added = {name: round(count, 6) for name, count in counts.items()}
+    return {"read": source.total, "made": made, "in quarantine": quarantined, **left_out, **added}
 
 
 def _follow(done: Iterator[int], total: int, start: int, console: Console) -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from ray_jobs.shards import (
     Row,
     ShardJob,
     given_source,
+    make_tasks,
     plan_shards,
     read_record,
     read_source,
@@ -162,12 +164,20 @@ def test_a_folder_of_another_job_is_refused_with_the_difference(pairs, tmp_path)
 
 def test_too_many_unusable_rows_leave_the_job_unfinished(tmp_path):
     work = job(ASSETS / "hostile.parquet", tmp_path / "out")
-    strict = ShardJob(**{**vars(work), "max_quarantined_share": 0.1})
-    with pytest.raises(ValueError, match=r"of 40 rows"):
-        run_shards(strict, Console(quiet=True))
+    with pytest.raises(ValueError, match=r"15 of 40 rows"):
+        run_shards(replace(work, max_quarantined_share=0.3), Console(quiet=True))
     assert not shard_files(tmp_path / "out")
-    assert read_quarantine(tmp_path / "out" / "quarantine.parquet")
+    assert len(read_quarantine(tmp_path / "out" / "quarantine.parquet")) == 15
+    (tmp_path / "out.notes").unlink()
     assert run_shards(work, Console(quiet=True)).complete
+    assert not (tmp_path / "out.notes").exists()
+
+
+def test_a_job_whose_rows_fail_and_fail_stops_long_before_its_end(tmp_path):
+    work = job(ASSETS / "hostile.parquet", tmp_path / "out")
+    with pytest.raises(ValueError, match="rows"):
+        run_shards(replace(work, max_quarantined_share=0.01), Console(quiet=True))
+    assert len(list((tmp_path / "out").glob("pairs-*.part"))) < len(make_tasks(work))
 
 
 def test_settings_are_dotted_and_leave_out_what_changes_nothing():
@@ -187,7 +197,7 @@ def test_rows_may_come_from_no_file(tmp_path):
     work = job(ASSETS / "real_pairs.parquet", tmp_path / "out")
     recipe = Shout(tmp_path / "notes")
     recipe.read = lambda row: [i for i, _ in enumerate(row.read)]
-    made = ShardJob(**{**vars(work), "source": given_source(rows, rows_per_group=2), "recipe": recipe})
+    made = replace(work, source=given_source(rows, rows_per_group=2), recipe=recipe)
     run_shards(made, Console(quiet=True))
     assert table_of(tmp_path / "out").column("caption").to_pylist() == [f"PROMPT {i}" for i in range(5)]
 

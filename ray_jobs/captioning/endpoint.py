@@ -1,0 +1,188 @@
+"""Any server that speaks OpenAI's chat completions: vLLM and the like, or a hosted model."""
+
+import base64
+import io
+import os
+import re
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field, model_validator
+
+from dpo_core.data.quarantine import Reason, RowRejected
+from dpo_core.section import Section
+from ray_jobs.captioning.texts import caption_of
+
+GIVE_UP_AFTER = 8
+"""Calls in a row that fail for good; then it is the server, not the rows."""
+
+
+class Endpoint(Section):
+    """A model behind an OpenAI-compatible address."""
+
+    base_url: str = "http://localhost:8000/v1"
+    """Address of the API, up to and with its version."""
+    model: str
+    """The model's name there."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the API key, on every machine that calls; null where none is needed.
+    The key itself must not stand in a config."""
+    concurrency: int = Field(default=16, ge=1)
+    """Calls that a worker has under way at once."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds until an attempt is given up."""
+    max_retries: int = Field(default=6, ge=0)
+    """Attempts after the first for a call that meets 408, 409, 429, a server error or a timeout; ``Retry-After`` is
+    heeded, else the waiting doubles from half a second to eight."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest answer, in tokens."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 takes the likeliest words, as far as the server is deterministic."""
+    prompt_price: float = Field(default=0.0, ge=0)
+    """Price of a million tokens sent."""
+    answer_price: float = Field(default=0.0, ge=0)
+    """Price of a million tokens answered."""
+    expected_tokens: int = Field(default=1000, ge=1)
+    """Tokens sent with one call, for the estimate of --dry-run; an image makes some 250 to 3,000."""
+
+    @model_validator(mode="after")
+    def _hold_no_secret(self) -> "Endpoint":
+        # On the section, not on the field: the sentence about a wrong field would show what was written there.
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            raise ValueError("api_key_env must be the name of an environment variable, such as OPENAI_API_KEY")
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc or parts.query:
+            raise ValueError("base_url must be http(s)://host[:port]/path, without user, password or query")
+        return self
+
+    def cost(self, sent: float, answered: float) -> float:
+        return (sent * self.prompt_price + answered * self.answer_price) / 1e6
+
+
+NOT_IN_RESULT = (
+    "base_url", "api_key_env", "concurrency", "timeout", "max_retries", "prompt_price", "answer_price",
+    "expected_tokens",
+)  # fmt: skip
+"""Fields of an endpoint that change no caption."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A caption, or why there is none, and what it took."""
+
+    text: str = ""
+    rejected: RowRejected | None = None
+    sent: int = 0
+    answered: int = 0
+    cut_off: bool = False
+    """Whether the model met ``max_tokens``."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A text and, before it, at most one image, uint8 ``[height, width, 3]``."""
+
+    text: str
+    image: NDArray[np.uint8] | None = None
+
+
+class Chat:
+    """Asks an endpoint; made once in each worker. Raises ValueError without the client or the key."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        try:
+            import openai
+        except ModuleNotFoundError as error:
+            raise ValueError("asking an endpoint needs the package openai: pip install 'palate[caption]'") from error
+        key = os.environ.get(endpoint.api_key_env) if endpoint.api_key_env else "none"
+        if not key:
+            raise ValueError(f"the environment variable {endpoint.api_key_env} (api_key_env) is not set in the worker")
+        self._api = openai
+        self._endpoint = endpoint
+        self._client = openai.OpenAI(
+            base_url=endpoint.base_url, api_key=key, timeout=endpoint.timeout, max_retries=endpoint.max_retries
+        )
+        self._failed_in_a_row = 0
+        self._lock = threading.Lock()
+
+    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer per question, in order.
+
+        Raises ValueError when the server cannot be reached, knows no such model or key, lets nobody in any more, or
+        fails call after call: rows must not pay for that.
+        """
+        with ThreadPoolExecutor(max_workers=self._endpoint.concurrency) as threads:
+            pending = [threads.submit(self._one, question) for question in questions]
+            try:
+                return [answer.result() for answer in pending]
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _one(self, question: Question) -> Answer:
+        api, endpoint = self._api, self._endpoint
+        try:
+            reply = self._client.chat.completions.create(
+                model=endpoint.model,
+                messages=[{"role": "user", "content": _content(question)}],
+                max_tokens=endpoint.max_tokens,
+                temperature=endpoint.temperature,
+            )
+        except (api.AuthenticationError, api.PermissionDeniedError, api.NotFoundError, api.RateLimitError) as error:
+            raise ValueError(f"{endpoint.base_url} refuses {endpoint.model!r}: {_said(error)}") from error
+        except (api.APITimeoutError, api.APIStatusError, api.APIResponseValidationError) as error:
+            return self._failure(_said(error))
+        except api.APIConnectionError as error:
+            raise ValueError(f"{endpoint.base_url} cannot be reached: {error.__cause__ or error}") from error
+        with self._lock:
+            self._failed_in_a_row = 0
+        return _answer(reply)
+
+    def _failure(self, what: str) -> Answer:
+        with self._lock:
+            self._failed_in_a_row += 1
+            failed = self._failed_in_a_row
+        if failed >= GIVE_UP_AFTER:
+            raise ValueError(
+                f"{self._endpoint.base_url} failed {failed} calls in a row, each after {self._endpoint.max_retries} "
+                f"retries, the last with: {what}; run the same job again to go on with the shards that are missing"
+            )
+        return Answer(rejected=RowRejected(Reason.ANSWER_MISSING, what))
+
+
+def _answer(reply: Any) -> Answer:
+    usage = getattr(reply, "usage", None)
+    sent, answered = (getattr(usage, name, 0) or 0 for name in ("prompt_tokens", "completion_tokens"))
+    spent: dict[str, Any] = {"sent": sent, "answered": answered}
+    if not getattr(reply, "choices", None):
+        return Answer(rejected=RowRejected(Reason.CAPTION_EMPTY, "the answer has no choices"), **spent)
+    choice = reply.choices[0]
+    if refusal := getattr(choice.message, "refusal", None):
+        return Answer(rejected=RowRejected(Reason.CAPTION_REFUSED, refusal[:200]), **spent)
+    if choice.finish_reason == "content_filter":
+        return Answer(rejected=RowRejected(Reason.CAPTION_REFUSED, "content filter"), **spent)
+    try:
+        return Answer(caption_of(choice.message.content), cut_off=choice.finish_reason == "length", **spent)
+    except RowRejected as rejected:
+        return Answer(rejected=rejected, **spent)
+
+
+def _content(question: Question) -> Any:
+    text = {"type": "text", "text": question.text}
+    if question.image is None:
+        return question.text
+    buffer = io.BytesIO()
+    Image.fromarray(question.image).save(buffer, format="JPEG", quality=95)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return [{"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}, text]
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

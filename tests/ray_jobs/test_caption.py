@@ -1,0 +1,294 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import open_clip
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+
+from dpo_core.data.plan import Plan
+from dpo_core.data.quarantine import read_quarantine
+from dpo_core.data.section import DataSection
+from eval.scorers.clip import CLIPScore
+from ray_jobs.caption import CaptionJob, main, shard_job
+from ray_jobs.captioning.section import DescribeByEndpoint, GivenCaptions, PerturbByEndpoint
+from ray_jobs.cluster import ClusterSection
+from ray_jobs.config import load_config, save_config
+from ray_jobs.shards import read_record, run_shards, shard_files
+from tests.ray_jobs.chat_server import ChatServer, chat_server
+from tests.ray_jobs.colour_pairs import colour_pairs, named
+
+pytestmark = pytest.mark.timeout(600)  # a cluster on a busy machine takes minutes to start
+
+ROOT = Path(__file__).parents[2]
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    return colour_pairs(tmp_path / "pairs", 6)
+
+
+def job(server: ChatServer, pairs: Path, out: Path, *, perturbed: bool = True, endpoint=None, **settings) -> CaptionJob:
+    common = {"base_url": server.base_url, "model": server.model, "max_retries": 0, **(endpoint or {})}
+    describe = {"describe": DescribeByEndpoint(**common)}
+    perturb = {"perturb": PerturbByEndpoint(**common, instruction="{change}: {caption}")} if perturbed else {}
+    data = DataSection(paths=[str(pairs)], max_quarantined_share=0.6)
+    return CaptionJob(**{"data": data, "out": str(out), "shard_pairs": 2, **describe, **perturb, **settings})
+
+
+def rows_of(out: Path) -> list[dict]:
+    return [row for file in shard_files(out) for row in pq.read_table(file).to_pylist()]
+
+
+def test_variant_c_has_a_caption_of_each_image_and_keeps_the_prompt(pairs, tmp_path):
+    with chat_server() as server:
+        run_shards(shard_job(job(server, pairs, tmp_path / "out", perturbed=False)), QUIET)
+        asked = {call.text for call in server.calls}
+    rows = rows_of(tmp_path / "out")
+    assert [(row["caption_0"], row["caption_1"]) for row in rows] == [(named(i, 0), named(i, 1)) for i in range(6)]
+    assert [row["caption"] for row in rows] == [f"prompt {{number}} {i}" for i in range(6)]
+    assert {row["model_0"] for row in rows} == {"some model"}
+    assert all(any(f"the prompt: prompt {{number}} {i}\n" in text for text in asked) for i in range(6))
+    trained = Plan.build(DataSection(paths=[str(tmp_path / "out")], captions="per_image"))
+    assert trained.pair_ids.to_pylist() == [str(i) for i in range(6)]
+
+
+@pytest.mark.parametrize("perturb_of", ["chosen", "rejected"])
+def test_variants_p_and_h_perturb_the_losers_caption_only(pairs, tmp_path, perturb_of):
+    with chat_server() as server:
+        work = job(server, pairs, tmp_path / "out", variants=["h", "p", "c"], strength="weak", perturb_of=perturb_of)
+        run_shards(shard_job(work), QUIET)
+        calls = len(server.calls)
+    assert calls == 6 * 4
+    for i, row in enumerate(rows_of(tmp_path / "out")):
+        won = i % 2
+        of = won if perturb_of == "chosen" else 1 - won
+        assert (row[f"caption_p_{won}"], row[f"caption_h_{won}"]) == (f"prompt {{number}} {i}", named(i, won))
+        lost = row[f"caption_p_{1 - won}"], row[f"caption_h_{1 - won}"]
+        assert [re.sub(r"^not describes .* four words in ten being different: ", "", text) for text in lost] == [
+            f"prompt {{number}} {i}",
+            named(i, of),
+        ]
+        assert (row["caption_0"], row["caption_1"]) == (row["caption_h_0"], row["caption_h_1"])
+        assert (row["caption_c_0"], row["caption_c_1"]) == (row["generated_0"], row["generated_1"])
+        assert lost == (row["perturbed_prompt"], row["perturbed_caption"])
+
+
+@pytest.mark.parametrize(("variants", "perturb_of", "calls"), [(["p"], "rejected", 6), (["h"], "chosen", 12)])
+def test_nothing_is_asked_that_no_variant_needs(pairs, tmp_path, variants, perturb_of, calls):
+    with chat_server() as server:
+        work = job(server, pairs, tmp_path / "out", variants=variants, perturb_of=perturb_of)
+        record = run_shards(shard_job(work), QUIET)
+    assert record.totals["calls"] == len(server.calls) == calls
+
+
+def test_a_server_that_is_busy_broken_or_slow_is_asked_again(pairs, tmp_path):
+    with chat_server(script=["429", "500", "slow"]) as server:
+        work = job(
+            server,
+            pairs,
+            tmp_path / "out",
+            perturbed=False,
+            endpoint={"max_retries": 3, "timeout": 1, "concurrency": 1},
+        )
+        record = run_shards(shard_job(work), QUIET)
+    assert record.totals["in quarantine"] == 0
+    assert len(server.calls) == 12 + 3
+    assert server.calls[1].at - server.calls[0].at >= 1.0, "Retry-After was not heeded"
+    assert [(row["caption_0"], row["caption_1"]) for row in rows_of(tmp_path / "out")] == [
+        (named(i, 0), named(i, 1)) for i in range(6)
+    ]
+
+
+def test_answers_that_are_no_captions_put_their_pair_in_quarantine(tmp_path):
+    pairs = colour_pairs(tmp_path / "pairs", 10)
+    script = ["empty", "ok", "sorry", "ok", "ok", "refusal", "filter", "ok", "400", "ok", "500", "ok", "long"]
+    with chat_server(script=script) as server:
+        work = job(
+            server,
+            pairs,
+            tmp_path / "out",
+            perturbed=False,
+            endpoint={"concurrency": 1, "prompt_price": 2.0, "answer_price": 10.0},
+        )
+        record = run_shards(shard_job(work), QUIET)
+    found = {
+        item.row: (str(item.reason), item.detail) for item in read_quarantine(tmp_path / "out" / "quarantine.parquet")
+    }
+    assert {row: reason for row, (reason, _) in found.items()} == {
+        0: "caption_empty", 1: "caption_refused", 2: "caption_refused", 3: "caption_refused",
+        4: "answer_missing", 5: "answer_missing",
+    }  # fmt: skip
+    assert found[2][1] == "generated_1: not this one"
+    assert "scripted 500" in found[5][1]
+    assert len(rows_of(tmp_path / "out")) == 4
+    # Two calls got no answer, so nothing was paid for them.
+    paid = {"calls": 20, "tokens sent": 1800, "tokens answered": 180, "cost": 0.0054, "cut off": 1}
+    assert record.totals == {"read": 10, "made": 4, "in quarantine": 6, **paid}
+
+
+@pytest.mark.parametrize(
+    ("server_settings", "endpoint", "message"),
+    [
+        ({"key": "right"}, {"api_key_env": "CAPTION_TEST_KEY"}, "refuses 'tiny-vlm': .*wrong key"),
+        ({"model": "tiny-vlm"}, {"model": "other"}, "refuses 'other': .*no such model"),
+        ({"script": ["429"] * 4}, {}, "refuses 'tiny-vlm': .*scripted 429"),
+        ({}, {"api_key_env": "CAPTION_TEST_UNSET"}, "CAPTION_TEST_UNSET .* is not set"),
+        ({}, {"base_url": "http://127.0.0.1:9/v1"}, "cannot be reached"),
+        ({"script": ["500"] * 40}, {"concurrency": 1}, "failed 8 calls in a row"),
+    ],
+)
+def test_a_server_that_lets_nobody_in_stops_the_job_and_costs_no_row(
+    pairs, tmp_path, monkeypatch, server_settings, endpoint, message
+):
+    monkeypatch.setenv("CAPTION_TEST_KEY", "secret-and-wrong")
+    with chat_server(**server_settings) as server:
+        work = job(server, pairs, tmp_path / "out", perturbed=False, endpoint=endpoint, shard_pairs=6)
+        with pytest.raises(ValueError, match=message) as stopped:
+            run_shards(shard_job(work), QUIET)
+    assert "secret" not in str(stopped.value)
+    assert not list((tmp_path / "out").glob("pairs-*"))
+
+
+def test_the_key_is_sent_and_stands_nowhere_else(pairs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CAPTION_TEST_KEY", "sk-very-secret")
+    with chat_server(key="sk-very-secret") as server:
+        work = job(server, pairs, tmp_path / "out", perturbed=False, endpoint={"api_key_env": "CAPTION_TEST_KEY"})
+        run_shards(shard_job(work))
+    assert {call.key for call in server.calls} == {"Bearer sk-very-secret"}
+    written = b"".join(file.read_bytes() for file in (tmp_path / "out").iterdir())
+    assert b"very-secret" not in written + "".join(capsys.readouterr()).encode()
+
+
+def test_a_key_in_the_config_is_refused_without_being_shown(capsys):
+    words = ["describe.kind=endpoint", "describe.model=m", "describe.api_key_env=sk-very-secret"]
+    assert main(words) == 2
+    errors = capsys.readouterr().err
+    assert "must be the name of an environment variable" in errors
+    assert "very-secret" not in errors
+    assert main([*words[:2], "describe.base_url=http://me:pass@host/v1"]) == 2
+    assert "without user" in (errors := capsys.readouterr().err)
+    assert "pass@" not in errors
+
+
+def test_captions_that_are_there_already_are_perturbed_without_asking_again(pairs, tmp_path):
+    with chat_server() as server:
+        run_shards(shard_job(job(server, pairs, tmp_path / "c", perturbed=False)), QUIET)
+        server.calls.clear()
+        again = job(server, tmp_path / "c", tmp_path / "h", variants=["h"], describe=GivenCaptions())
+        record = run_shards(shard_job(again), QUIET)
+    assert record.totals["calls"] == len(server.calls) == 6
+    assert {call.colour for call in server.calls} == {None}
+    assert [row[f"caption_{i % 2}"] for i, row in enumerate(rows_of(tmp_path / "h"))] == [
+        named(i, i % 2) for i in range(6)
+    ]
+    with chat_server() as server, pytest.raises(ValueError, match="generated_0, generated_1 are missing"):
+        shard_job(job(server, pairs, tmp_path / "x", variants=["c"], describe=GivenCaptions()))
+
+
+def test_another_model_or_instruction_is_another_set_and_another_address_is_not(pairs, tmp_path):
+    with chat_server() as server:
+        run_shards(shard_job(job(server, pairs, tmp_path / "out", perturbed=False)), QUIET)
+        elsewhere = {"concurrency": 3, "base_url": "http://elsewhere/v1", "prompt_price": 1.0}
+        run_shards(shard_job(job(server, pairs, tmp_path / "out", perturbed=False, endpoint=elsewhere)), QUIET)
+        other = job(server, pairs, tmp_path / "out", perturbed=False, endpoint={"temperature": 0.7})
+        with pytest.raises(ValueError, match=r"describe\.temperature 0\.0 there, 0\.7 here"):
+            run_shards(shard_job(other), QUIET)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"variants": ["p"], "perturb": None}, "need captions perturbed"), ({"variants": ["c", "c"]}, "named twice")],
+)
+def test_variants_that_cannot_be_made_are_refused(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        job(ChatServer("http://localhost/v1"), tmp_path, tmp_path / "out", **settings)
+
+
+def test_the_gap_of_the_clip_scores_is_kept_for_each_pair_and_reported(pairs, tmp_path):
+    config = {
+        "model_cfg": {
+            "embed_dim": 16,
+            "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+            "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1},
+        },
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
+    }
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    torch.manual_seed(0)
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.save(open_clip.CLIP(**config["model_cfg"]).state_dict(), folder / "open_clip_pytorch_model.bin")
+    scorer = CLIPScore(model=f"local-dir:{folder}", weights=None)
+    with chat_server() as server:
+        record = run_shards(shard_job(job(server, pairs, tmp_path / "out", variants=["h"], scorer=scorer)), QUIET)
+    rows = rows_of(tmp_path / "out")
+    for i, row in enumerate(rows):
+        assert row["clip_gap"] == pytest.approx(row[f"clip_{i % 2}"] - row[f"clip_{1 - i % 2}"])
+    assert record.report["CLIPScore gap"] == pytest.approx(sum(row["clip_gap"] for row in rows) / 6, abs=1e-4)
+    assert record.report["95 % interval"][0] < record.report["CLIPScore gap"] < record.report["95 % interval"][1]
+
+
+def test_the_dry_run_tells_calls_tokens_and_cost_and_asks_nothing(pairs, tmp_path, capsys):
+    with chat_server() as server:
+        prices = {"prompt_price": 1.0, "answer_price": 4.0, "max_tokens": 100}
+        work = job(server, pairs, tmp_path / "out", variants=["h"], endpoint=prices)
+        save_config(work, tmp_path / "job.yaml")
+        assert main(["--config", str(tmp_path / "job.yaml"), "--dry-run"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "12 calls of tiny-vlm" in shown
+    assert "about 12,000 tokens sent (expected_tokens), at most 1,200 answered, so 0.02" in shown
+    assert "perturb 6 calls" in shown
+    assert not server.calls
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_job_asks_nothing_again_for_its_finished_shards(tmp_path):
+    pairs, out = colour_pairs(tmp_path / "pairs", 8), tmp_path / "out"
+    with chat_server(hold=5) as server:
+        save_config(job(server, pairs, out, perturbed=False, endpoint={"concurrency": 1}), tmp_path / "job.yaml")
+        command = [sys.executable, "-m", "ray_jobs.caption", "--config", str(tmp_path / "job.yaml")]
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+        end = time.monotonic() + 120
+        while len(server.calls) < 6 and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert sorted(file.name for file in out.iterdir()) == ["job.json", "pairs-00000.parquet.part"]
+    assert not read_record(out).complete
+    first = Counter(call.colour for call in server.calls)
+    with chat_server() as server:
+        run_shards(shard_job(job(server, pairs, out, perturbed=False)), QUIET)
+    kept = {f"{2 * i}-{2 * i + 1}-{25 * image}" for i in (0, 1) for image in (0, 1)}
+    assert kept <= set(first)
+    assert Counter(call.colour for call in server.calls) == {
+        named(i, image).removesuffix(" square"): 1 for i in range(2, 8) for image in (0, 1)
+    }
+    assert [row["caption_0"] for row in rows_of(out)] == [named(i, 0) for i in range(8)]
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "tune_configs" / "data").glob("caption*.yaml")), ids=lambda p: p.stem)
+def test_presets_are_whole(preset):
+    assert load_config(CaptionJob, preset, ["data.paths=[x]"]).out.endswith(preset.stem)
+    assert preset.read_text().startswith("# ")
+
+
+@pytest.mark.ray
+def test_ray_workers_write_the_captions_that_one_process_writes(pairs, tmp_path, ray_cluster):
+    with chat_server() as server:
+        alone = job(server, pairs, tmp_path / "a", variants=["h", "p"])
+        shared = alone.model_copy(update={"out": str(tmp_path / "b"), "cluster": ClusterSection(num_workers=2)})
+        records = [run_shards(shard_job(work), QUIET) for work in (alone, shared)]
+    assert records[0] == records[1]
+    ours, theirs = ([Path(file).read_bytes() for file in shard_files(tmp_path / name)] for name in "ab")
+    assert ours == theirs
+    assert len(ours) == 3
