@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from eval.scorers.base import ScoreFunction, Scorer
+from eval.scorers.base import ScoreFunction, Scorer, rgb
 
 SCHEMA = pa.schema(
     {
         "model": pa.string(),
+        "prompt_set": pa.string(),
         "prompt": pa.string(),
         "prompt_index": pa.int64(),
         "seed": pa.int64(),
@@ -22,6 +23,11 @@ SCHEMA = pa.schema(
         "scorer": pa.string(),
         "column": pa.string(),
         "score": pa.float64(),
+        "variant": pa.string(),
+        "scorer_weights": pa.string(),
+        "preprocessing": pa.string(),
+        "scorer_dtype": pa.string(),
+        "scale": pa.string(),
     }
 )
 
@@ -32,17 +38,27 @@ def score_images(
     """Score the images of manifest ``rows`` (their files lie under ``folder``) with the loaded ``scorer``.
 
     ``blank`` marks an image of one single colour: a failed or censored generation, which gets scores all the same.
-    A score that does not apply to an image is NaN. Raises ValueError if the scorer returns something else than its
-    columns, or an infinite value.
+    A score that does not apply to an image is NaN. For a scorer that needs references, every row has ``references``:
+    the reference images' files, under ``folder`` or absolute. With each score goes what the number is
+    (:class:`eval.scorers.base.Identity`). Raises ValueError if the scorer returns something else than its columns or
+    an infinite value, or if references are needed and missing.
     """
     scored = []
+    identity = scorer.identity()
+    made_by = {
+        "variant": identity.variant,
+        "scorer_weights": identity.weights,
+        "preprocessing": identity.preprocessing,
+        "scorer_dtype": identity.dtype,
+        "scale": identity.scale,
+    }
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        images = []
-        for row in batch:
-            with Image.open(Path(folder) / row["file"]) as image:
-                images.append(image.convert("RGB"))
-        results = score(images, [row["prompt"] for row in batch])
+        images = [_open(Path(folder) / row["file"]) for row in batch]
+        given: list[Any] = [images, [row["prompt"] for row in batch]]
+        if scorer.needs_references:
+            given.append(_references(batch, folder, scorer))
+        results = score(*given)
         for row, image, result in zip(batch, images, results, strict=True):
             bad = [name for name, value in result.items() if math.isinf(value)]
             if set(result) != set(scorer.columns) or bad:
@@ -50,13 +66,27 @@ def score_images(
                     f"scorer {scorer.label!r} gave {result} for {row['file']}; allowed: finite numbers or "
                     f"NaN for {', '.join(scorer.columns)}"
                 )
-            kept = {name: row[name] for name in ("model", "prompt", "prompt_index", "seed", "file")}
-            kept["blank"] = all(low == high for low, high in image.getextrema())
+            kept = {name: row.get(name) for name in ("model", "prompt_set", "prompt", "prompt_index", "seed", "file")}
+            extrema: Any = image.getextrema()
+            kept["blank"] = all(low == high for low, high in extrema)
             scored += [
-                {**kept, "scorer": scorer.label, "column": column, "score": float(value)}
+                {**kept, "scorer": scorer.label, "column": column, "score": float(value), **made_by}
                 for column, value in result.items()
             ]
     return scored
+
+
+def _open(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        return rgb(image)
+
+
+def _references(rows: Sequence[dict[str, Any]], folder: str | Path, scorer: Scorer) -> list[list[Image.Image]]:
+    without = [row["file"] for row in rows if not row.get("references")]
+    if without:
+        raise ValueError(f"scorer {scorer.label!r} compares with reference images; {without[0]} has none")
+    opened = {name: _open(Path(folder) / name) for row in rows for name in row["references"]}
+    return [[opened[name] for name in row["references"]] for row in rows]
 
 
 def write_scores(scored: Sequence[dict[str, Any]], out_dir: str | Path) -> Path:

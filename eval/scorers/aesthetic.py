@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 import torch
 from PIL import Image
 
-from eval.scorers.base import ScoreFunction, Scorer, clip_pixels
+from eval.scorers.base import DTYPES, Precision, ScoreFunction, Scorer, clip_pixels, normalized
+from eval.scorers.weights import from_folder, read_state
 
 SHIPPED_HEAD = Path(__file__).parent / "aesthetic_head.safetensors"
 
@@ -24,31 +25,39 @@ class Aesthetic(Scorer):
     """The CLIP model, transformers format: a folder or a hub id."""
     head: str | None = None
     """The head's checkpoint (.safetensors or .pth); null takes the one that comes with this package."""
+    dtype: Precision = "float32"
+    """Precision of the tower; the head is float32."""
 
     columns: ClassVar[dict[str, str]] = {"aesthetic": "predicted rating, about 1 to 10; generations mostly 4.5 to 6.5"}
     primary: ClassVar[str] = "aesthetic"
+    preprocessing: ClassVar[str] = "shortest side 224 bicubic (Pillow), centre crop, CLIP mean and std"
+    scale: ClassVar[str] = "head's rating"
+
+    @property
+    def variant_id(self) -> str:
+        return "laion-aesthetic-v2 (sac+logos+ava1-l14-linearMSE)"
+
+    def places(self) -> list[str | None]:
+        return [self.clip, self.head]
 
     def load(self, device: str | torch.device = "cpu") -> ScoreFunction:
         """Raises ValueError if the CLIP model is not there or its embedding does not fit the head."""
         from transformers import CLIPVisionModelWithProjection
 
-        try:
-            tower = CLIPVisionModelWithProjection.from_pretrained(self.clip, dtype=torch.float32)
-        except OSError as error:
-            raise ValueError(f"aesthetic scorer: cannot load the CLIP model {self.clip!r}: {error}") from error
-        tower = tower.to(device).eval()  # pyright: ignore[reportArgumentType]
+        tower = from_folder(CLIPVisionModelWithProjection, self.clip, dtype=torch.float32)
+        tower = tower.to(device, DTYPES[self.dtype])
         weight, bias = (part.to(device) for part in load_head(self.head))
         if tower.config.projection_dim != len(weight):
             raise ValueError(
                 f"aesthetic scorer: {self.clip!r} embeds in {tower.config.projection_dim} dimensions, "
                 f"the head needs {len(weight)}"
             )
-        size = int(tower.config.image_size)  # pyright: ignore[reportArgumentType]
+        size = int(tower.config.image_size)
 
         @torch.inference_mode()
         def score(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[dict[str, float]]:
             del prompts
-            embeddings = tower(pixel_values=clip_pixels(images, size).to(device)).image_embeds
+            embeddings = tower(pixel_values=clip_pixels(images, size).to(device, tower.dtype)).image_embeds
             return [{"aesthetic": value} for value in rate(embeddings, weight, bias).tolist()]
 
         return score
@@ -56,7 +65,7 @@ class Aesthetic(Scorer):
 
 def rate(embeddings: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Ratings ``[n]`` of CLIP image embeddings ``[n, d]`` (any length; they are normalised here)."""
-    return torch.nn.functional.normalize(embeddings.float(), dim=-1) @ weight + bias
+    return normalized(embeddings) @ weight + bias
 
 
 def load_head(path: str | Path | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,12 +74,10 @@ def load_head(path: str | Path | None = None) -> tuple[torch.Tensor, torch.Tenso
     The published network is five linear layers without activations between them, which is exactly one affine map, so
     that is what is shipped and used; a checkpoint of the five layers is folded on reading, in float64.
     """
-    from safetensors.torch import load_file
-
     file = Path(path) if path else SHIPPED_HEAD
     if not file.is_file():
         raise ValueError(f"aesthetic scorer: no head checkpoint at {str(file)!r}")
-    state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    state = read_state(file)
     if set(state) == {"weight", "bias"}:
         return state["weight"], state["bias"]
     layers = sorted({int(key.split(".")[1]) for key in state if key.startswith("layers.")})

@@ -2,19 +2,41 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
+from eval.scorers.weights import weights_name
 from eval.section import Section
 
-ScoreFunction = Callable[[Sequence[Image.Image], Sequence[str]], list[dict[str, float]]]
-"""(images, prompts), equally long -> one dict per image, with exactly the scorer's columns as keys."""
+ScoreFunction = Callable[..., list[dict[str, float]]]
+"""(images, prompts), equally long -> one dict per image, with exactly the scorer's columns as keys. A scorer with
+``needs_references`` takes a third list: for each image the reference images of its prompt, one at least."""
+
+Precision = Literal["float32", "float16", "bfloat16"]
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a number is. The same name on two of these is not the same measure, and their scores do not compare."""
+
+    variant: str
+    """Scorer and version, e.g. ``hpsv2.1``."""
+    weights: str
+    """What :func:`eval.scorers.weights.weights_name` calls them, joined by ``+``; ``none`` if nothing was learned."""
+    preprocessing: str
+    """How an image becomes the network's input."""
+    dtype: str
+    """Of the towers; what combines their outputs is always float32."""
+    scale: str
+    """From the network's output to the number."""
 
 
 class Scorer(Section):
@@ -30,11 +52,30 @@ class Scorer(Section):
     """The column that decides; the others explain."""
     higher_is_better: ClassVar[bool] = True
     """Holds for all columns."""
+    needs_references: ClassVar[bool] = False
+    """Its function takes reference images too."""
+    preprocessing: ClassVar[str] = "as drawn"
+    scale: ClassVar[str] = "raw"
 
     @property
     def label(self) -> str:
-        """The name, or the kind if no name is given."""
+        """The name, or the kind if no name is given: short, for tables, sentences and names of metrics."""
         return self.name or self.kind
+
+    @property
+    def variant_id(self) -> str:
+        """Which of the measures under this kind it is."""
+        return self.kind
+
+    def places(self) -> list[str | None]:
+        """The folders, files or hub ids its numbers come from; None for weights that come with this package."""
+        return []
+
+    def identity(self) -> Identity:
+        """What is kept beside every score. Files are hashed, which takes seconds for gigabytes, once per process."""
+        weights = "+".join(weights_name(place) if place else "shipped" for place in self.places())
+        dtype = str(getattr(self, "dtype", "none"))
+        return Identity(self.variant_id, weights or "none", self.preprocessing, dtype, self.scale)
 
     @abstractmethod
     def load(self, device: str | torch.device = "cpu") -> ScoreFunction:
@@ -44,6 +85,28 @@ class Scorer(Section):
         """Groups the prompt belongs to (group name -> value) for the bars in the report; none by default."""
         del prompt
         return {}
+
+
+def cosines(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Cosine of each row of ``first`` with the same row of ``second``, ``[n, d]`` each -> ``[n]``, in float32.
+
+    Half precision stops at the towers: bfloat16 has steps of 0.001 to 0.002 at 0.25, a tenth of a PickScore point, so
+    cosines taken in it tie where models differ.
+    """
+    return (normalized(first) * normalized(second)).sum(-1)
+
+
+def normalized(features: torch.Tensor) -> torch.Tensor:
+    """Rows of length one, float32."""
+    return torch.nn.functional.normalize(features.float(), dim=-1)
+
+
+def embedding(output: Any) -> torch.Tensor:
+    """The projected embedding that ``get_image_features`` and ``get_text_features`` return, ``[n, d]``.
+
+    transformers 5 wraps it, where ``pooler_output`` is the projected one; before, it was the tensor itself.
+    """
+    return output if torch.is_tensor(output) else output.pooler_output
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -60,12 +123,19 @@ def clip_pixels(images: Sequence[Image.Image], size: int = 224) -> torch.Tensor:
     The shortest side is resized to ``size`` (Pillow, bicubic), the centre cropped, and the channels normalised. Written
     out here because image processors of libraries move by a few 1/255 between releases, and scores with them.
     """
+    return cropped_pixels(images, size, size, CLIP_MEAN, CLIP_STD)
+
+
+def cropped_pixels(
+    images: Sequence[Image.Image], resize: int, crop: int, mean: Sequence[float], std: Sequence[float]
+) -> torch.Tensor:
+    """Shortest side to ``resize`` (Pillow, bicubic), the centre ``crop`` cut out, channels normalised."""
     planes = []
     for image in images:
         short = min(image.size)
-        wide, high = (max(size, int(size * side / short)) for side in image.size)
+        wide, high = (max(resize, int(resize * side / short)) for side in image.size)
         resized = rgb(image).resize((wide, high), Image.Resampling.BICUBIC)
-        left, top = round((wide - size) / 2), round((high - size) / 2)
-        planes.append(np.asarray(resized.crop((left, top, left + size, top + size)), dtype=np.float32) / 255)
-    pixels = (np.stack(planes) - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32)
+        left, top = round((wide - crop) / 2), round((high - crop) / 2)
+        planes.append(np.asarray(resized.crop((left, top, left + crop, top + crop)), dtype=np.float32) / 255)
+    pixels = (np.stack(planes) - np.array(mean, np.float32)) / np.array(std, np.float32)
     return torch.from_numpy(pixels.astype(np.float32)).permute(0, 3, 1, 2).contiguous()

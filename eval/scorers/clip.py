@@ -1,60 +1,89 @@
 """CLIPScore: does the image show what the prompt says? Cosine of CLIP embeddings, by open_clip."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from PIL import Image
 
-from eval.scorers.base import ScoreFunction, Scorer, rgb
+from eval.scorers.base import Identity, Precision, ScoreFunction, Scorer
+from eval.scorers.towers import CARRIED, PIXELS, load_towers, place_of
+
+
+@dataclass(frozen=True)
+class Variant:
+    model: str
+    weights: str
+    prefix: str
+    clipped: bool
+    """2.5 x max(cosine, 0) instead of 100 x cosine."""
+
+
+VARIANTS = {
+    "l14": Variant("ViT-L-14-quickgelu", "openai", "", False),
+    "h14": Variant("ViT-H-14", "laion2b_s32b_b79k", "", False),
+    "hessel": Variant("ViT-B-32-quickgelu", "openai", "A photo depicts ", True),
+}
 
 
 class CLIPScore(Scorer):
-    """100 times the cosine between image and prompt embedding (Hessel et al., arXiv 2104.08718, without its 2.5 and
-    its floor at zero, so differences below zero stay visible). Numbers of different models are not comparable."""
+    """Cosine between image and prompt embedding. Three measures of the literature go by this name, and their numbers
+    do not compare: `l14` and `h14` are 100 x cosine with OpenAI's ViT-L/14 or LAION's ViT-H/14, without a floor, so
+    differences below zero stay visible; `hessel` is the original (Hessel et al., arXiv 2104.08718, equation 1):
+    ViT-B/32, 2.5 x max(cosine, 0), the prompt after "A photo depicts "."""
 
     kind: Literal["clip"] = "clip"
-    model: str = "ViT-L-14-quickgelu"
-    """An open_clip architecture, `hf-hub:owner/name`, or `local-dir:folder` with config and weights."""
-    weights: str | None = "openai"
-    """A tag of open_clip or a checkpoint file; null for `hf-hub:` and `local-dir:`, which bring their own."""
-    prefix: str = ""
-    """Put before the prompt, e.g. `A photo depicts ` as in the paper."""
+    variant: Literal["l14", "h14", "hessel"] = "l14"
+    """The measure: model, prefix and formula."""
+    model: str | None = None
+    """Another model under the variant's formula: an open_clip architecture, `hf-hub:owner/name`, or `local-dir:folder`
+    with config and weights; null for the variant's own."""
+    weights: str | None = None
+    """A tag of open_clip or a checkpoint file; null for the variant's own, and with `hf-hub:` and `local-dir:`."""
+    prefix: str | None = None
+    """Put before the prompt; null for the variant's own."""
+    dtype: Precision = "float32"
+    """Precision of the towers; float16 on a GPU."""
 
-    columns: ClassVar[dict[str, str]] = {"clip": "100 x cosine of image and prompt embedding; photos about 20 to 40"}
+    columns: ClassVar[dict[str, str]] = {
+        "clip": "100 x cosine of image and prompt embedding, photos about 20 to 40; hessel: 2.5 x cosine, 0 at least"
+    }
     primary: ClassVar[str] = "clip"
+    preprocessing: ClassVar[str] = PIXELS
+
+    @property
+    def label(self) -> str:
+        return self.name or ("clip" if self.variant == "l14" else f"clip-{self.variant}")
+
+    @property
+    def variant_id(self) -> str:
+        return f"clipscore-{self.variant}" + (f" on {self.model}" if self.model else "")
+
+    def chosen(self) -> tuple[str, str | None]:
+        """Model and weights for :func:`eval.scorers.towers.load_towers`."""
+        preset = VARIANTS[self.variant]
+        model = self.model or preset.model
+        return model, None if self.weights is None and model.startswith(CARRIED) else self.weights or preset.weights
+
+    def places(self) -> list[str | None]:
+        return [place_of(*self.chosen())]
+
+    def identity(self) -> Identity:
+        clipped = VARIANTS[self.variant].clipped
+        scale = "2.5 x max(cosine, 0)" if clipped else "100 x cosine"
+        return replace(super().identity(), scale=scale)
 
     def load(self, device: str | torch.device = "cpu") -> ScoreFunction:
         """Raises ValueError if open_clip does not know the model, or would use the wrong activation for the weights."""
-        import open_clip
-
-        carried = self.model.startswith(("hf-hub:", "local-dir:"))
-        if carried == (self.weights is not None):
-            raise ValueError(
-                f"clip scorer: model {self.model!r} with weights {self.weights!r}; allowed: an "
-                "architecture with weights, or hf-hub:/local-dir: with weights null"
-            )
-        if self.weights == "openai" and not self.model.endswith("-quickgelu"):
-            raise ValueError(
-                f"clip scorer: OpenAI's weights need QuickGELU, {self.model!r} has another activation; "
-                f"allowed: {self.model}-quickgelu"
-            )
-        try:
-            network, _, transform = open_clip.create_model_and_transforms(self.model, self.weights, device=device)
-            tokenizer = open_clip.get_tokenizer(self.model)
-        except (RuntimeError, OSError) as error:
-            raise ValueError(f"clip scorer: cannot load {self.model!r} with {self.weights!r}: {error}") from error
-        network.eval()
-        preprocess: Any = transform
-        encode_image: Any = network.encode_image
-        encode_text: Any = network.encode_text
+        preset = VARIANTS[self.variant]
+        prefix = preset.prefix if self.prefix is None else self.prefix
+        towers = load_towers(*self.chosen(), device, self.dtype, scorer="clip")
 
         @torch.inference_mode()
         def score(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[dict[str, float]]:
-            pixels = torch.stack([preprocess(rgb(image)) for image in images]).to(device)
-            tokens = tokenizer([self.prefix + prompt for prompt in prompts]).to(device)
-            seen = encode_image(pixels, normalize=True).float()
-            said = encode_text(tokens, normalize=True).float()
-            return [{"clip": value} for value in (100 * (seen * said).sum(-1)).tolist()]
+            cosine = (towers.see(images) * towers.read([prefix + prompt for prompt in prompts])).sum(-1)
+            values = 2.5 * cosine.clamp(min=0) if preset.clipped else 100 * cosine
+            return [{"clip": value} for value in values.tolist()]
 
         return score

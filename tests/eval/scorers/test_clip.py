@@ -56,7 +56,7 @@ def test_the_prefix_is_put_before_the_prompt(tiny):
 
 def test_openai_weights_with_the_wrong_activation_are_refused():
     with pytest.raises(ValueError, match="allowed: ViT-L-14-quickgelu"):
-        CLIPScore(model="ViT-L-14").load()
+        CLIPScore(model="ViT-L-14", weights="openai").load()
 
 
 def test_an_unknown_architecture_is_one_clear_error():
