@@ -37,15 +37,39 @@ def sha256(path: Path) -> str:
 
 
 def save_checkpoint(folder: Path, state: TrainingState, keep: int) -> Path:
-    """Write ``folder/step-N`` aside, flush it to disk, then rename it; keep only the newest ``keep``."""
+    """Write ``folder/step-N`` aside, flush it to disk, then rename it; keep only the newest ``keep``.
+
+    Raises ValueError when it cannot be written, such as on a full disk; nothing of it is left, and those before are
+    whole.
+    """
     final = folder / f"step-{state.step:08d}"
     if final.exists():
-        return final
+        if is_intact(final):
+            return final
+        shutil.rmtree(final)  # the run went on from the one before, and is here again
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.partial"):
         shutil.rmtree(stale)
     partial = folder / f"{final.name}.partial"
-    partial.mkdir()
+    try:
+        partial.mkdir()
+        write_checkpoint(partial, state)
+        partial.rename(final)
+    except Exception as error:  # safetensors and torch have exceptions of their own for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = ", ".join(path.name for path in sorted(folder.glob("step-????????"))) or "none"
+        raise ValueError(
+            f"the checkpoint of update {state.step} cannot be written to {folder}: {error}. Whole checkpoints there: "
+            f"{kept}. Make room, or mend the storage, and give the same command again."
+        ) from error
+    flush(folder)
+    for old in sorted(folder.glob("step-????????"))[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def write_checkpoint(partial: Path, state: TrainingState) -> None:
+    """The files of a checkpoint, flushed to disk."""
     save_file(
         {name: t.detach().cpu().contiguous() for name, t in state.weights.items()}, partial / "weights.safetensors"
     )
@@ -58,11 +82,6 @@ def save_checkpoint(folder: Path, state: TrainingState, keep: int) -> Path:
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in (*partial.iterdir(), partial):
         flush(path)
-    partial.rename(final)
-    flush(folder)
-    for old in sorted(folder.glob("step-????????"))[:-keep]:
-        shutil.rmtree(old)
-    return final
 
 
 def flush(path: Path) -> None:
@@ -81,6 +100,15 @@ def load_latest(folder: Path) -> TrainingState | None:
         except (OSError, ValueError, KeyError) as error:
             log.warning("checkpoint %s is damaged and is passed over: %s", path, error)
     return None
+
+
+def is_intact(path: Path) -> bool:
+    """Whether every file of a checkpoint matches its manifest."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        return all(sha256(path / name) == expected for name, expected in manifest["sha256"].items())
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def load_checkpoint(path: Path) -> TrainingState:

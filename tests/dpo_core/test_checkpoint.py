@@ -1,3 +1,8 @@
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
 import torch
 
 from dpo_core.checkpoint import TrainingState, load_latest, save_checkpoint
@@ -43,3 +48,39 @@ def test_a_checkpoint_that_was_being_written_is_never_loaded_and_is_cleaned_up(t
 
 def test_no_checkpoint_is_none(tmp_path):
     assert load_latest(tmp_path / "missing") is None
+
+
+def test_a_damaged_checkpoint_is_written_again_when_the_run_is_there_again(tmp_path):
+    save_checkpoint(tmp_path, state(1), keep=2)
+    weights = save_checkpoint(tmp_path, state(2), keep=2) / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    save_checkpoint(tmp_path, state(2), keep=2)
+    loaded = load_latest(tmp_path)
+    assert loaded is not None
+    assert loaded.step == 2
+
+
+@contextmanager
+def disk_of(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond ``size`` bytes: writing fails as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [200, 1200])
+def test_a_full_disk_leaves_the_checkpoint_before_whole_and_nothing_of_the_new_one(tmp_path, size):
+    save_checkpoint(tmp_path, state(1), keep=2)
+    with (
+        disk_of(size),
+        pytest.raises(ValueError, match=r"update 2 cannot be written .* there: step-00000001\. Make room"),
+    ):
+        save_checkpoint(tmp_path, state(2), keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    save_checkpoint(tmp_path, state(2), keep=2)
+    loaded = load_latest(tmp_path)
+    assert loaded is not None
+    assert loaded.step == 2
