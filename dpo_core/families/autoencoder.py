@@ -23,11 +23,16 @@ class ImageEncoder:
     def encode_images(
         self, pixels: UInt8[Tensor, "n 3 height width"]
     ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n c h w"]]:
-        """Mean and standard deviation of the posterior, float32, not scaled."""
-        # In one order of memory, or the bits of the posterior would depend on where the pixels came from.
-        images = pixels.to(self.device).contiguous().float().div_(127.5).sub_(1.0)
-        posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
-        return posterior.mean.float(), posterior.std.float()
+        """Mean and standard deviation of the posterior, float32, not scaled.
+
+        Each image is encoded alone: in a batch it would round differently with the batch it is in, and neither would a
+        cache hold what training on the images sees, nor a resumed run repeat the uninterrupted one.
+        """
+        # In one order of memory, or the bits would depend on where the pixels came from.
+        images = pixels.to(self.device).contiguous().float().div_(127.5).sub_(1.0).to(self.vae.dtype)
+        posteriors = [self.vae.encode(image).latent_dist for image in images.split(1)]
+        mean, std = (torch.cat([getattr(each, name) for each in posteriors]) for name in ("mean", "std"))
+        return mean.float(), std.float()
 
 
 def load_encoder(family: Family, device: torch.device, precision: Precision) -> ImageEncoder:

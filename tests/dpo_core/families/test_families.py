@@ -90,6 +90,13 @@ def test_the_posterior_is_that_of_the_models_own_autoencoder(config, loaded):
     torch.testing.assert_close(std, expected.std)
 
 
+def test_the_posterior_of_an_image_does_not_depend_on_the_batch_it_is_in(loaded):
+    together = loaded.encode_images(pixels(5))
+    for place in range(5):
+        alone = loaded.encode_images(pixels(5)[place : place + 1].to(memory_format=torch.channels_last))
+        assert all(torch.equal(one[0], all_of_them[place]) for one, all_of_them in zip(alone, together, strict=True))
+
+
 def test_conditioning_of_a_caption_does_not_depend_on_the_batch_it_is_in(loaded):
     captions = ["a red cat", "", "a much longer caption of a red cat", "a red cat"]
     together = loaded.condition(captions, geometry(4))
