@@ -1,0 +1,72 @@
+"""SIGKILL at random moments, checkpoint writes included: the run that goes on is the run that was never killed."""
+
+import itertools
+import os
+import random
+import signal
+import sys
+
+import pytest
+
+from tests.train_runs import make_config, rows, run, same
+
+QUICK, ALL = 3, 20
+
+
+def run_until(config, folder, calls: int) -> bool:
+    """Train in a process of its own that kills itself at its ``calls``-th Python call; whether it ended before.
+
+    Calls are counted instead of seconds, so that a schedule means the same on every machine.
+    """
+    child = os.fork()
+    if child == 0:
+        counter = itertools.count()
+
+        def kill_when_due(*_: object) -> None:
+            if next(counter) == calls:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            sys.setprofile(kill_when_due)
+            run(config, folder)
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or status == 0, f"the run failed by itself in {folder}"
+    return status == 0
+
+
+def calls_of(config, folder) -> int:
+    """Python calls of a run that nobody kills."""
+    count = itertools.count()
+    sys.setprofile(lambda *_: next(count))
+    try:
+        run(config, folder)
+    finally:
+        sys.setprofile(None)
+    return next(count)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, tiny_sd, tiny_pairs):
+    folder = tmp_path_factory.mktemp("straight")
+    config = make_config(tiny_sd, tiny_pairs, loop={"max_steps": 6}, optim={"ema_decay": 0.9})
+    run(config, folder / "warm")  # what is imported and compiled once is no part of a schedule
+    calls = calls_of(config, folder / "run")
+    return config, folder / "run", run(config, folder / "run"), calls
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(QUICK), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(QUICK, ALL))]
+)
+def test_any_schedule_of_kills_ends_with_the_bits_of_the_run_that_was_never_killed(straight, tmp_path, seed):
+    config, untouched, weights, calls = straight
+    draw, kills = random.Random(seed), 0
+    while not run_until(config, tmp_path, draw.randrange(calls // 4, calls)):
+        kills += 1
+        assert kills < 30, "the run makes no headway"
+    assert kills > 0
+    assert same(weights, run(config, tmp_path))
+    assert rows(tmp_path) == rows(untouched)
+    assert not list(tmp_path.rglob("*.partial"))
