@@ -12,6 +12,7 @@ from pydantic import Field
 from rich.console import Console
 
 from dpo_core.data import images, schema
+from dpo_core.data.locations import name_of
 from dpo_core.data.quarantine import Reason, RowRejected
 from dpo_core.data.scan import RowGroup
 from dpo_core.data.sources import AnySource, PickAPic, Pointer
@@ -159,7 +160,7 @@ def shard_job(job: ImportJob, facts: Facts) -> ShardJob:
         parts=[part for file in files for part in _parts(file)],
         schema=shard_schema(job.source, facts),
         total=facts.total,
-        left_out=dict(facts.left_out),
+        left_out=facts.left_out,
         quarantined=facts.quarantined,
         fingerprint=facts.key,
         bytes=0,
@@ -177,8 +178,10 @@ def _parts(file: str) -> list[Part]:
         for group in range(parquet.num_row_groups):
             rows = parquet.read_row_group(group, columns=[ORIGIN, *schema.LABELS]).to_pylist()
             sides = [schema.chosen_side(row["label_0"], row["label_1"]) for row in rows]
-            ids = [row[ORIGIN] for row in rows]
-            parts.append(Part(RowGroup(file, group, first), list(range(len(rows))), ids, sides))
+            origins = [row[ORIGIN].rpartition("#") for row in rows]
+            ids = [f"{name_of(origin)}#{row}" for origin, _, row in origins]
+            places, told = list(range(len(rows))), tuple((origin, int(row)) for origin, _, row in origins)
+            parts.append(Part(RowGroup(file, group, first), places, ids, sides, told))
             first += len(rows)
     return parts
 

@@ -6,7 +6,7 @@ import posixpath
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -47,7 +47,7 @@ def find(location: str, suffixes: Sequence[str]) -> list[str]:
     is_http = location.startswith("http")
     # In a web address ? begins a query, and every address that answers looks like a file.
     if any(sign in location for sign in ("*[" if is_http else "*?[")):
-        found = _tried(lambda: system.glob(path), location)
+        found = [file for file in _tried(lambda: system.glob(path), location) if _wanted(file, ("",))]
     elif is_http and _wanted(location.partition("?")[0], suffixes):
         return [location]
     elif _tried(lambda: system.isdir(path), location):
@@ -57,10 +57,10 @@ def find(location: str, suffixes: Sequence[str]) -> list[str]:
     return sorted(str(system.unstrip_protocol(file)) for file in found)
 
 
-def open_binary(location: str, *, whole: bool = True) -> IO[bytes]:
+def open_binary(location: str, *, whole: bool = True) -> Any:
     """An open, seekable file; ``whole`` says that it will be read from end to end.
 
-    Raises FileNotFoundError, and ValueError as `find` does.
+    What fsspec opens is a file in all but type. Raises FileNotFoundError, and ValueError as `find` does.
     """
     if not is_url(location):
         return open(os.path.expanduser(location), "rb")
@@ -85,11 +85,16 @@ def open_parquet(location: str) -> pq.ParquetFile:
 def read_bytes(location: str, limit: int) -> bytes:
     """The file's first ``limit`` bytes. Raises as `open_binary` does."""
 
-    def read() -> bytes:
+    if not is_url(location):
         with open_binary(location) as file:
             return file.read(limit)
+    system, path = _system(location)
 
-    return _tried(read, location) if is_url(location) else read()
+    def read() -> bytes:
+        with system.open(path, "rb") as file:
+            return bytes(file.read(limit))  # type: ignore[arg-type]
+
+    return _tried(read, location)
 
 
 def size(location: str) -> int:

@@ -26,6 +26,7 @@ class ImageReader:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Pointer, bytes] = OrderedDict()
+        self._bytes = 0
         self._cells = lru_cache(maxsize=8)(_Cells)
         self._archives = lru_cache(maxsize=8)(_open_archive)
 
@@ -43,8 +44,9 @@ class ImageReader:
             if len(data) > LIMIT:
                 raise RowRejected(Reason.IMAGE_TOO_LARGE, f"more than {LIMIT} encoded bytes")
             self._kept[pointer] = data
-            while sum(map(len, self._kept.values())) > KEPT_BYTES:
-                self._kept.popitem(last=False)
+            self._bytes += len(data)
+            while self._bytes > KEPT_BYTES:
+                self._bytes -= len(self._kept.popitem(last=False)[1])
         self._kept.move_to_end(pointer)
         return self._kept[pointer]
 

@@ -13,6 +13,8 @@ from pydantic import Field, field_validator
 from dpo_core.data.schema import clean_text
 from dpo_core.section import Section
 
+TOO_MANY = "more than max_samples"
+
 
 class SplitSection(Section):
     """A part of the prompts kept for evaluation. All pairs of a prompt are on the same side, in every data set."""
@@ -73,9 +75,14 @@ class Traits:
 class Survey:
     """What has to be known of the whole source first."""
 
-    votes: Counter[str] = field(default_factory=Counter)
+    votes: Counter[str | None] = field(default_factory=Counter)
+    """Of everybody who has a name."""
     last: int | None = None
     """Pairs with a larger `sample_key` are more than max_samples; None where all are taken."""
+
+    def has_votes(self, user: str | None, least: int) -> bool:
+        """Whether ``user`` is known to have judged so many; of one without a name nothing is known."""
+        return least <= 1 or self.votes[user] >= least
 
 
 class Sieve:
@@ -99,10 +106,10 @@ class Sieve:
             section.split.take == "held_out"
         ):
             return "on the other side of the split"
-        if section.min_votes > 1 and self._survey.votes[pair.user or ""] < section.min_votes:
+        if not self._survey.has_votes(pair.user, section.min_votes):
             return "by users with few votes"
         if self._survey.last is not None and sample_key(section.seed, pair.key) > self._survey.last:
-            return "more than max_samples"
+            return TOO_MANY
         return ""
 
 

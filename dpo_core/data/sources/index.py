@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 from dpo_core.data import locations, schema
 from dpo_core.data.quarantine import Quarantined, Reason, RowRejected
 from dpo_core.data.sources.base import LeftOut, Record, Source
-from dpo_core.data.sources.filters import FilterSection, Sieve, Survey, sample_key, stable_id, traits_of
+from dpo_core.data.sources.filters import TOO_MANY, FilterSection, Sieve, Survey, sample_key, stable_id, traits_of
 
 ROWS_PER_GROUP = 50
 """Of the index and so of the shards made from it."""
@@ -50,7 +49,7 @@ class Facts:
     """Hash of the source, its files and the filters."""
     total: int = 0
     taken: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, int] = field(default_factory=dict)
     quarantined: list[Quarantined] = field(default_factory=list)
     lists: bool = False
     """Whether any caption is a list of texts."""
@@ -63,7 +62,10 @@ def index_key(source: Source, filters: FilterSection) -> str:
     remote = any(map(locations.is_url, files))
     for file in files:
         # Asking a server for the size of every image would take longer than reading them.
-        size = 0 if remote and len(files) > 1000 else locations.size(file)
+        try:
+            size = 0 if remote and len(files) > 1000 else locations.size(file)
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error}") from error
         digest.update(f"{file}\x1f{size}\x1e".encode())
     return digest.hexdigest()
 
@@ -73,17 +75,18 @@ def survey(source: Source, filters: FilterSection) -> Survey:
     found = Survey()
     if not filters.needs_survey():
         return found
-    keys, users = list[int](), list[str]()
+    keys, users = list[int](), list[str | None]()
     sieve = Sieve(filters.model_copy(update={"min_votes": 1, "max_samples": None}), Survey())
     for told in source.told():
         if isinstance(told, Record):
-            found.votes[told.user or ""] += 1
+            if told.user is not None:
+                found.votes[told.user] += 1
             pair = _taken_pair(told, sieve)
             if isinstance(pair, dict):
                 keys.append(sample_key(filters.seed, pair["key"]))
-                users.append(told.user or "")
+                users.append(told.user)
     if filters.max_samples is not None:
-        left = [key for key, user in zip(keys, users, strict=True) if found.votes[user] >= filters.min_votes]
+        left = [key for key, user in zip(keys, users, strict=True) if found.has_votes(user, filters.min_votes)]
         if len(left) > filters.max_samples:
             left.sort()
             found.last = left[filters.max_samples - 1]
@@ -96,10 +99,12 @@ def taken_rows(source: Source, filters: FilterSection, facts: Facts) -> Iterator
     for told in source.told():
         facts.total += 1
         pair = _taken_pair(told, sieve) if isinstance(told, Record) else told
+        if isinstance(pair, dict) and facts.taken == filters.max_samples:
+            pair = LeftOut(TOO_MANY)
         if isinstance(pair, Quarantined):
             facts.quarantined.append(pair)
         elif isinstance(pair, LeftOut):
-            facts.left_out[pair.why] += 1
+            facts.left_out[pair.why] = facts.left_out.get(pair.why, 0) + 1
         else:
             facts.taken += 1
             facts.lists |= any(len(pair["row"].get(name) or ()) > 1 for name in CAPTIONS)
@@ -134,7 +139,7 @@ def read_facts(folder: Path) -> Facts | None:
         return None
     values = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     records = [Quarantined(**{**record, "reason": Reason(record["reason"])}) for record in values["quarantined"]]
-    return Facts(**{**values, "left_out": Counter(values["left_out"]), "quarantined": records})
+    return Facts(**{**values, "quarantined": records})
 
 
 def index_files(folder: Path) -> list[str]:

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -15,6 +15,7 @@ from dpo_core.data.quarantine import Quarantined, Reason
 from dpo_core.data.sources.base import Pointer, malformed
 
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 CHUNK = 1 << 16
 BATCH_ROWS = 1024
 CSV_FIELD_LIMIT = 1 << 20
@@ -45,6 +46,10 @@ class Columns:
 
 def read_table(file: str, columns: Columns) -> Iterator[TableRow | Quarantined]:
     """The rows of ``file`` in order. Raises ValueError when it cannot be read or lacks a column."""
+    if columns.folder.lower().endswith(COMPRESSED):
+        raise ValueError(
+            f"source.images: {columns.folder} cannot be read out of order; unpack it, or give a .zip or .tar"
+        )
     name = locations.name_of(file).partition("?")[0].lower()
     if name.endswith(".parquet"):
         yield from _parquet(file, columns)
@@ -145,7 +150,7 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
     return column.to_pylist()
 
 
-def _csv(stream: IO[bytes], name: str) -> Iterator[Any]:
+def _csv(stream: Any, name: str) -> Iterator[Any]:
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
     csv.field_size_limit(CSV_FIELD_LIMIT)
     rows = csv.DictReader(text, delimiter="\t" if name.endswith(".tsv") else ",", strict=True)
@@ -163,7 +168,7 @@ def _csv(stream: IO[bytes], name: str) -> Iterator[Any]:
             yield {key: value if value != "" else None for key, value in row.items()}
 
 
-def _json(stream: IO[bytes], name: str) -> Iterator[Any]:
+def _json(stream: Any, name: str) -> Iterator[Any]:
     if not name.endswith(".json"):
         for line in stream:
             if line.strip():
@@ -190,7 +195,7 @@ def _parsed(line: bytes) -> Any:
         return ValueError(f"is no JSON: {error}"[:200])
 
 
-def _json_list(stream: IO[bytes]) -> Iterator[Any]:
+def _json_list(stream: Any) -> Iterator[Any]:
     """The items of a JSON list, one in memory at a time; what is read of a broken one cannot be gone on from."""
     decoder, utf8 = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
     text, ended, opened, wait = "", False, False, 0
