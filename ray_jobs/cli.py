@@ -11,6 +11,7 @@ VERBS = {
     "import": "turn a public preference set, or any files with pairs, into shards to train on",
     "prepare": "check preference data and cache its latents",
     "caption": "give each image of a pair its own caption",
+    "label": "let a scorer label preference pairs, filter them, or score them",
     "pairs": "make preference pairs: ranked samples of a model, images made worse, winners of other captions",
     "patches": "write patch quality maps for PatchDPO, by a frozen vision model",
     "train": "teach a model what people prefer",

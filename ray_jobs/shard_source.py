@@ -137,7 +137,7 @@ def carried_schema(given: list[pa.Schema]) -> pa.Schema:
 def read_part(
     part: Part, carried: pa.Schema, *, per_image: bool, reads: tuple[str, ...]
 ) -> tuple[pa.Table, list[Row | RowRejected]]:
-    """The rows of ``part`` as a table of ``carried``, and for each a `Row` or why its captions cannot be used."""
+    """The rows of ``part`` as a table of ``carried``, and for each a `Row` or why it cannot be used."""
     if part.given is not None:
         nothing = [pa.nulls(len(part.ids), field.type) for field in carried]
         return pa.table(nothing, schema=carried), list(part.given)
@@ -152,6 +152,8 @@ def read_part(
     for index, pair_id in enumerate(part.ids):
         try:
             captions = [schema.clean_captions(column[index]) for column in texts]
+            if images[0][index] and images[0][index] == images[1][index]:
+                raise RowRejected(Reason.IMAGES_IDENTICAL)
         except RowRejected as rejected:
             rows.append(rejected)
             continue

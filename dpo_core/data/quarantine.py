@@ -30,6 +30,7 @@ class Reason(StrEnum):
     CAPTION_EMPTY = "caption_empty"
     CAPTION_REFUSED = "caption_refused"
     ANSWER_MISSING = "answer_missing"
+    SCORE_MISSING = "score_missing"
     LABEL_MISSING = "label_missing"
     LABEL_NAN = "label_nan"
     LABEL_OUT_OF_RANGE = "label_out_of_range"
