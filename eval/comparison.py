@@ -2,84 +2,24 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from eval import stats
+from eval.pairing import Key, Table, by_prompt, difference, level, prompt_deltas, win_tables
 from eval.plan import ComparisonPlan
 from eval.prompts import Prompt
+from eval.prompts.overlap import Overlap
+from eval.published import published_rows
+from eval.results import Agreement, Difference, Group, Level, Metric, Published, Rating
+
+__all__ = ["Comparison", "Difference", "Level", "Metric", "by_prompt", "compare_scores"]
 
 LEAST_GROUP = 5
 """Prompts that a group needs to be shown; fewer say nothing."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A column of a scorer."""
-
-    scorer: str
-    column: str
-    meaning: str
-    primary: bool
-    higher_is_better: bool
-    is_share: bool
-    """Every score is 0 or 1, so means are shown in percent."""
-
-    @property
-    def key(self) -> str:
-        return f"{self.scorer}/{self.column}"
-
-
-@dataclass(frozen=True)
-class Level:
-    """How one model does on one metric by itself."""
-
-    model: str
-    metric: str
-    mean: float
-    low: float
-    high: float
-    prompts: int
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One model against the baseline on one metric; intervals are 95 %, deltas model minus baseline."""
-
-    model: str
-    metric: str
-    prompts: int
-    images: int
-    delta: float
-    low: float
-    high: float
-    effect_size: float
-    """Mean over standard deviation of the prompts' deltas (Cohen's d for pairs); 0 if they do not vary."""
-    win_rate: float
-    win_low: float
-    win_high: float
-    wins: int
-    ties: int
-    losses: int
-    """Prompts won, tied, lost (more, as many, fewer images better than the baseline's)."""
-    p: float
-    p_holm: float | None
-    """Adjusted over all models and primary metrics; None for the other columns, which explain and claim nothing."""
-    minimum_detectable: float | None
-
-
-@dataclass(frozen=True)
-class Group:
-    """The mean of a model over the prompts of a group, on the headline metric."""
-
-    group: str
-    value: str
-    model: str
-    prompts: int
-    mean: float
-    low: float
-    high: float
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -87,19 +27,32 @@ class Comparison:
     """All that is known of a comparison. ``scores`` are the rows of scores.parquet (eval/score.py)."""
 
     plan: dict[str, Any]
+    protocol: dict[str, Any]
     models: list[str]
     baseline: str
+    control: str | None
+    sets: list[str]
     weights: dict[str, str]
     metrics: list[Metric]
     levels: list[Level]
     differences: list[Difference]
     groups: list[Group]
+    ratings: list[Rating]
+    agreements: list[Agreement]
+    overlaps: list[Overlap]
+    published: list[Published]
     blank: dict[str, int]
     scores: list[dict[str, Any]] = field(repr=False)
 
     @property
     def headline(self) -> Metric:
-        return next(metric for metric in self.metrics if metric.primary)
+        """The first primary metric of an independent scorer; the first of all if none is."""
+        primary = [metric for metric in self.metrics if metric.primary]
+        return next((metric for metric in primary if not metric.partial), primary[0])
+
+    @property
+    def main_set(self) -> str:
+        return self.sets[0]
 
     def numbers(self) -> dict[str, Any]:
         """Everything but the per-image rows, as plain JSON types."""
@@ -107,10 +60,17 @@ class Comparison:
         del whole["scores"]
         return whole
 
-    def difference(self, model: str, metric: str | None = None) -> Difference:
-        """Of ``model`` against the baseline, on the headline metric if none is named."""
-        key = metric or self.headline.key
-        return next(d for d in self.differences if d.model == model and d.metric == key)
+    def difference(
+        self, model: str, metric: str | None = None, *, prompt_set: str | None = None, against: str | None = None
+    ) -> Difference:
+        """Of ``model`` against the baseline, on the headline metric and the first prompt set if none is named."""
+        wanted = (model, against or self.baseline, metric or self.headline.key, prompt_set or self.main_set)
+        return next(d for d in self.differences if (d.model, d.against, d.metric, d.prompt_set) == wanted)
+
+    def headlines(self) -> list[Difference]:
+        """What the report is about: every contrast on the headline metric, the first prompt set first."""
+        found = [d for d in self.differences if d.metric == self.headline.key]
+        return sorted(found, key=lambda d: (self.sets.index(d.prompt_set), d.against != self.baseline))
 
 
 def compare_scores(
@@ -118,128 +78,142 @@ def compare_scores(
     scores: Sequence[dict[str, Any]],
     prompts: Iterable[Prompt],
     weights: dict[str, str] | None = None,
+    *,
+    partial: dict[str, str] | None = None,
+    overlaps: Sequence[Overlap] = (),
+    protocol: dict[str, Any] | None = None,
+    bases: dict[str, str] | None = None,
 ) -> Comparison:
     """Compute every number. ``scores`` are rows of scores.parquet, ``weights`` model name -> hash of its weights.
 
-    Pairs are the images of one prompt and seed; those where either score is NaN (does not apply) are left out.
+    ``partial``: scorer -> why it is no independent judge; those of ``plan.partial_scorers`` are added. ``bases``: model
+    name -> hub id of the model it is or was trained from, to find published numbers. Pairs are the images of one prompt
+    and seed; those where either score is NaN (does not apply) are left out.
     Raises ValueError if a model lacks an image that the baseline has.
     """
-    columns: dict[str, dict[str, dict[tuple[int, int], float]]] = {}
+    prompts = list(prompts)
+    tables: dict[str, dict[str, Table]] = {}
     for row in scores:
-        by_model = columns.setdefault(f"{row['scorer']}/{row['column']}", {})
-        by_model.setdefault(row["model"], {})[row["prompt_index"], row["seed"]] = row["score"]
+        by_model = tables.setdefault(f"{row['scorer']}/{row['column']}", {})
+        key: Key = (row.get("prompt_set") or plan.sets[0], row["prompt_index"], row["seed"])
+        by_model.setdefault(row["model"], {})[key] = row["score"]
     metrics = [
-        Metric(s.label, c, meaning, c == s.primary, s.higher_is_better, _is_share(columns[f"{s.label}/{c}"]))
-        for s in plan.scorers
-        for c, meaning in s.columns.items()
+        Metric(
+            scorer.label,
+            column,
+            meaning,
+            column == scorer.primary,
+            scorer.higher_is_better,
+            _is_share(tables[f"{scorer.label}/{column}"]),
+            _why_partial(scorer, plan.partial_scorers, partial or {}),
+        )
+        for scorer in plan.scorers
+        for column, meaning in scorer.columns.items()
     ]
     names = list(plan.models)
-    levels, differences = [], []
+    contrasts = [(name, plan.baseline) for name in names if name != plan.baseline]
+    if plan.control is not None:
+        contrasts += [(name, plan.control) for name in names if name not in (plan.baseline, plan.control)]
+    levels: list[Level | None] = []
+    differences: list[Difference | None] = []
+    ratings: list[Rating] = []
+    of_metric: dict[str, dict[str, Table]] = {}
     for metric in metrics:
-        table = {name: columns[metric.key].get(name, {}) for name in names}
-        for name in names:
-            levels.append(_level(name, metric, table[name]))
-            if name != plan.baseline:
-                differences.append(_difference(name, metric, table[name], table[plan.baseline]))
-    differences = _adjust([d for d in differences if d is not None], metrics)
-    return Comparison(
+        table = of_metric[metric.key] = tables[f"{metric.scorer}/{metric.column}"]
+        for label in plan.sets:
+            mine = {name: {key: v for key, v in table.get(name, {}).items() if key[0] == label} for name in names}
+            levels += [level(name, metric, label, mine[name]) for name in names]
+            differences += [difference(a, b, metric, label, mine[a], mine[b]) for a, b in contrasts]
+            if metric.primary and len(names) > 2:
+                ratings += _ratings(names, plan.baseline, metric, label, mine)
+    found = Comparison(
         plan=plan.model_dump(mode="json"),
+        protocol=protocol or {},
         models=names,
         baseline=plan.baseline,
+        control=plan.control,
+        sets=plan.sets,
         weights=weights or {},
         metrics=metrics,
-        levels=[level for level in levels if level is not None],
-        differences=differences,
-        groups=_groups(plan, prompts, columns[next(m.key for m in metrics if m.primary)]),
+        levels=[row for row in levels if row is not None],
+        differences=_adjust([row for row in differences if row is not None], metrics),
+        groups=[],
+        ratings=ratings,
+        agreements=_agreements(plan, metrics, of_metric),
+        overlaps=list(overlaps),
+        published=published_rows(plan, metrics, bases or {}),
         blank={name: len({row["file"] for row in scores if row["model"] == name and row["blank"]}) for name in names},
         scores=list(scores),
     )
+    return replace(found, groups=_groups(plan, prompts, of_metric[found.headline.key]))
 
 
-def by_prompt(values: dict[tuple[int, int], float]) -> dict[int, float]:
-    """Average over the seeds of each prompt, NaN left out; prompts with nothing left are absent."""
-    kept: dict[int, list[float]] = {}
-    for (prompt, _), value in values.items():
-        if not np.isnan(value):
-            kept.setdefault(prompt, []).append(value)
-    return {prompt: float(np.mean(several)) for prompt, several in kept.items()}
-
-
-def _is_share(table: dict[str, dict[tuple[int, int], float]]) -> bool:
+def _is_share(table: dict[str, Table]) -> bool:
     return all(value in (0.0, 1.0) for values in table.values() for value in values.values() if not np.isnan(value))
 
 
-def _level(model: str, metric: Metric, values: dict[tuple[int, int], float]) -> Level | None:
-    means = np.array(list(by_prompt(values).values()))
-    if not len(means):
-        return None
-    low, high = stats.mean_interval(means)
-    return Level(model, metric.key, float(means.mean()), low, high, len(means))
-
-
-def _difference(
-    model: str, metric: Metric, values: dict[tuple[int, int], float], baseline: dict[tuple[int, int], float]
-) -> Difference | None:
-    missing = baseline.keys() ^ values.keys()
-    if missing:
-        raise ValueError(
-            f"{metric.key}: {model!r} and the baseline do not have the same images; only one of them has "
-            f"(prompt, seed) {sorted(missing)[:5]}"
-        )
-    pairs = {key: (values[key], baseline[key]) for key in baseline if not np.isnan(values[key] + baseline[key])}
-    if not pairs:
-        return None
-    better = 1.0 if metric.higher_is_better else -1.0
-    deltas = np.array(list(by_prompt({key: a - b for key, (a, b) in pairs.items()}).values()))
-    wins = {key: 0.5 + 0.5 * float(np.sign(better * (a - b))) for key, (a, b) in pairs.items()}
-    shares = np.array(list(by_prompt(wins).values()))
-    low, high = stats.mean_interval(deltas)
-    win_low, win_high = stats.win_rate_interval(shares)
-    spread = float(deltas.std(ddof=1)) if len(deltas) > 1 else 0.0
-    return Difference(
-        model,
-        metric.key,
-        len(deltas),
-        len(pairs),
-        float(deltas.mean()),
-        low,
-        high,
-        float(deltas.mean()) / spread if spread > 0 else 0.0,
-        float(shares.mean()),
-        win_low,
-        win_high,
-        int((shares > 0.5).sum()),
-        int((shares == 0.5).sum()),
-        int((shares < 0.5).sum()),
-        stats.sign_flip_p(deltas),
-        None,
-        stats.minimum_detectable(deltas),
-    )
+def _why_partial(scorer: Any, named: Sequence[str], partial: dict[str, str]) -> str:
+    reasons = {name.casefold(): "is named in partial_scorers" for name in named}
+    reasons |= {name.casefold(): why for name, why in partial.items()}
+    own = {name.casefold() for name in (scorer.label, scorer.kind, scorer.variant_id)}
+    # A set names who labelled it as scorer/column.
+    return next((why for name, why in reasons.items() if name in own or name.rpartition("/")[0] in own), "")
 
 
 def _adjust(differences: list[Difference], metrics: Sequence[Metric]) -> list[Difference]:
     primary = {metric.key for metric in metrics if metric.primary}
     family = [i for i, d in enumerate(differences) if d.metric in primary]
-    for i, p in zip(family, stats.holm([differences[i].p for i in family]), strict=True):
-        differences[i] = replace(differences[i], p_holm=p)
+    adjusted = stats.benjamini_hochberg([differences[i].p for i in family])
+    for i, p in zip(family, adjusted, strict=True):
+        d = differences[i]
+        differences[i] = replace(d, p_adjusted=p, shown=p < ALPHA and (d.low > 0 or d.high < 0))
     return differences
 
 
-def _groups(
-    plan: ComparisonPlan, prompts: Iterable[Prompt], table: dict[str, dict[tuple[int, int], float]]
-) -> list[Group]:
-    members: dict[tuple[str, str], set[int]] = {}
+def _ratings(names: list[str], baseline: str, metric: Metric, label: str, mine: dict[str, Table]) -> list[Rating]:
+    wins = win_tables([mine[name] for name in names], metric)
+    if not len(wins):
+        return []
+    fitted = stats.bradley_terry(wins, anchor=names.index(baseline))
+    return [Rating(name, metric.key, label, *values) for name, values in zip(names, fitted, strict=True)]
+
+
+def _agreements(
+    plan: ComparisonPlan, metrics: Sequence[Metric], tables: dict[str, dict[str, Table]]
+) -> list[Agreement]:
+    """Every two primary metrics, on the deltas of all models to the baseline."""
+    deltas: dict[str, dict[Any, float]] = {}
+    for metric in metrics:
+        if metric.primary:
+            table, sign = tables[metric.key], 1.0 if metric.higher_is_better else -1.0
+            deltas[metric.key] = {
+                (name, *prompt): sign * value
+                for name in plan.models
+                if name != plan.baseline
+                for prompt, value in prompt_deltas(table.get(name, {}), table.get(plan.baseline, {})).items()
+            }
+    found = []
+    for one, other in combinations(deltas, 2):
+        both = sorted(deltas[one].keys() & deltas[other].keys())
+        values = [np.array([deltas[metric][key] for key in both]) for metric in (one, other)]
+        agreed = stats.agreement(*values) if both else None
+        if agreed is not None:
+            found.append(Agreement(one, other, len(both), *agreed))
+    return found
+
+
+def _groups(plan: ComparisonPlan, prompts: Sequence[Prompt], table: dict[str, Table]) -> list[Group]:
+    members: dict[tuple[str, str, str], set[tuple[str, int]]] = {}
     for prompt in prompts:
-        tags = prompt.tags | plan.scorers[0].tags(prompt.text)
-        for pair in tags.items():
-            members.setdefault(pair, set()).add(prompt.index)
+        label = prompt.set or plan.sets[0]
+        for group, value in (prompt.tags | plan.scorers[0].tags(prompt.text)).items():
+            members.setdefault((label, group, value), set()).add((label, prompt.index))
+    means = {model: by_prompt(table.get(model, {})) for model in plan.models}
     groups = []
-    for (group, value), indices in sorted(members.items()):
+    for (label, group, value), inside in sorted(members.items()):
         for model in plan.models:
-            means = by_prompt(table.get(model, {}))
-            inside = np.array([mean for index, mean in means.items() if index in indices])
-            if len(inside) >= LEAST_GROUP:
-                groups.append(
-                    Group(group, value, model, len(inside), float(inside.mean()), *stats.mean_interval(inside))
-                )
+            values = np.array([mean for prompt, mean in means[model].items() if prompt in inside])
+            if len(values) >= LEAST_GROUP:
+                interval = stats.mean_interval(values)
+                groups.append(Group(group, value, model, label, len(values), float(values.mean()), *interval))
     return groups

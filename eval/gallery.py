@@ -3,21 +3,25 @@
 import base64
 import io
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from eval.comparison import Comparison, by_prompt
+from eval.comparison import Comparison
+from eval.pairing import Key, PromptKey
 from eval.scorers.base import rgb
 
 SMALL = 128
 """Images up to this size are shown pixel by pixel."""
 SHOWN = 288
 """Longest side of an inlined copy of a larger image, in pixels."""
-SAMPLE, EXTREMES, CELLS = 12, 6, 72
-"""Prompts drawn at random, prompts at either extreme, and the most images of a report."""
+SAMPLE, EXTREMES = 24, 12
+"""Prompts drawn at random, and prompts at either extreme of each model."""
+BUDGET = 3_600_000
+"""Characters that the images of a page may take; what does not fit is left out, evenly from all grids."""
 
 
 @dataclass(frozen=True)
@@ -32,75 +36,105 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
+    """One prompt, drawn by every model. ``gain``: of the grid's model over the baseline, positive is better."""
+
+    prompt_set: str
     prompt: str
+    index: int
     seed: int
-    delta: float | None
+    gain: float | None
     cells: list[Cell]
 
 
-def galleries(comparison: Comparison, out_dir: str | Path) -> list[tuple[str, str, list[Row]]]:
-    """(title, explanation, rows) of each grid: a seeded random sample, then the largest gains and losses.
+@dataclass(frozen=True)
+class Grid:
+    """``kind``: sample, best or worst; ``model``: whose gain it is sorted by."""
 
-    Gains are those of the first model that is not the baseline, on the headline metric, of a prompt's first seed.
+    title: str
+    explanation: str
+    kind: str
+    model: str
+    rows: list[Row]
+
+
+def galleries(comparison: Comparison, out_dir: str | Path) -> list[Grid]:
+    """A seeded random sample, then for every model the largest gains and losses against the baseline, sorted.
+
+    Gains are on the headline metric, of a prompt's first seed. Rows are dropped evenly when the page would get too big.
     """
-    rival = next(name for name in comparison.models if name != comparison.baseline)
     headline = comparison.headline
-    table: dict[str, dict[tuple[int, int], dict[str, Any]]] = {name: {} for name in comparison.models}
+    rivals = [name for name in comparison.models if name != comparison.baseline]
+    table: dict[str, dict[Key, dict[str, Any]]] = {name: {} for name in comparison.models}
     for row in comparison.scores:
-        if f"{row['scorer']}/{row['column']}" == headline.key:
-            table[row["model"]][row["prompt_index"], row["seed"]] = row
-    first_seed: dict[int, int] = {}
-    for index, seed in sorted(table[rival]):
-        first_seed.setdefault(index, seed)
+        if (row["scorer"], row["column"]) == (headline.scorer, headline.column):
+            label = row.get("prompt_set") or comparison.main_set
+            table[row["model"]][label, row["prompt_index"], row["seed"]] = row
+    first: dict[PromptKey, int] = {}
+    for label, index, seed in sorted(table[rivals[0]]):
+        first.setdefault((label, index), seed)
     sign = 1 if headline.higher_is_better else -1
-    gains = by_prompt(
-        {
-            (i, s): sign * (table[rival][i, s]["score"] - table[comparison.baseline][i, s]["score"])
-            for i, s in first_seed.items()
+    gains = {
+        name: {
+            key: sign * (table[name][*key, seed]["score"] - table[comparison.baseline][*key, seed]["score"])
+            for key, seed in first.items()
         }
-    )
-    share = max(1, CELLS // len(comparison.models))
-    shuffled = [int(i) for i in np.random.default_rng(0).permutation(sorted(first_seed))]
-    sampled = sorted(shuffled[: min(SAMPLE, max(1, share // 2))])
-    extremes = min(EXTREMES, max(1, share // 4))
-    up = [i for i in sorted(shuffled, key=lambda i: -gains.get(i, 0.0)) if gains.get(i, 0.0) > 0][:extremes]
-    down = [i for i in sorted(shuffled, key=lambda i: gains.get(i, 0.0)) if gains.get(i, 0.0) < 0][:extremes]
-
-    def rows(indices: list[int]) -> list[Row]:
-        return [_row(comparison, table, index, first_seed[index], gains.get(index), Path(out_dir)) for index in indices]
-
-    by = f"{headline.column} of {rival} minus {comparison.baseline}"
-    return [
+        for name in rivals
+    }
+    keys = sorted(first)
+    shuffled = [keys[i] for i in np.random.default_rng(0).permutation(len(keys))]
+    chosen = [
         (
             "A random sample",
-            f"{len(sampled)} of {len(first_seed)} prompts, drawn by a fixed rule before looking. "
+            f"{min(SAMPLE, len(keys))} of {len(keys)} prompts, drawn by a fixed rule before looking. "
             "In a row all models start from the same noise.",
-            rows(sampled),
-        ),
-        (
-            "Most improved",
-            f"The largest gains in {by}; equal gains are drawn at random. Picked by score, so these flatter.",
-            rows(up),
-        ),
-        ("Most worsened", f"The largest losses in {by}, by the same rule.", rows(down)),
+            "sample",
+            rivals[0],
+            sorted(shuffled[:SAMPLE]),
+        )
+    ]
+    for name in rivals:
+        mine = {key: gain for key, gain in gains[name].items() if gain != 0 and not np.isnan(gain)}
+        up = sorted((key for key in shuffled if mine.get(key, 0) > 0), key=lambda key: -mine[key])[:EXTREMES]
+        down = sorted((key for key in shuffled if mine.get(key, 0) < 0), key=lambda key: mine[key])[:EXTREMES]
+        whose = f" by {name}" if len(rivals) > 1 else ""
+        by = f"{headline.column} of {name} minus {comparison.baseline}"
+        note = "equal ones are drawn at random. Picked by score, so these"
+        chosen += [
+            (f"Most improved{whose}", f"The largest gains in {by}; {note} flatter.", "best", name, up),
+            (f"Most worsened{whose}", f"The largest losses in {by}; {note} disparage.", "worst", name, down),
+        ]
+    room, uris = BUDGET, dict[str, str]()
+    kept: list[list[Row]] = [[] for _ in chosen]
+    for turn in zip_longest(*(picked for *_, picked in chosen)):
+        for place, key in enumerate(turn):
+            if key is not None and room > 0:
+                gain = gains[chosen[place][3]][key]
+                row = _row(comparison, table, key, first[key], gain, Path(out_dir), uris)
+                room -= sum(len(cell.uri) for cell in row.cells)
+                kept[place].append(row)
+    return [
+        Grid(title, explanation, kind, name, rows)
+        for (title, explanation, kind, name, _), rows in zip(chosen, kept, strict=True)
     ]
 
 
 def _row(
     comparison: Comparison,
-    table: dict[str, dict[tuple[int, int], dict[str, Any]]],
-    index: int,
+    table: dict[str, dict[Key, dict[str, Any]]],
+    key: PromptKey,
     seed: int,
-    gain: float | None,
+    gain: float,
     out_dir: Path,
+    uris: dict[str, str],
 ) -> Row:
     cells, prompt = [], ""
     for name in comparison.models:
-        scored = table[name][index, seed]
-        score, prompt = scored["score"], scored["prompt"]
+        scored = table[name][*key, seed]
+        score, prompt, file = scored["score"], scored["prompt"], scored["file"]
         mark = None if np.isnan(score) else (bool(score) if comparison.headline.is_share else float(score))
-        cells.append(Cell(name, data_uri(out_dir / scored["file"]), f"{name}: {prompt}", mark))
-    return Row(prompt, seed, gain, cells)
+        uris[file] = uris.get(file) or data_uri(out_dir / file)
+        cells.append(Cell(name, uris[file], f"{name}: {prompt}", mark))
+    return Row(key[0], prompt, key[1], seed, None if np.isnan(gain) else gain, cells)
 
 
 def data_uri(file: Path) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
+from eval.manifest import write_manifest
 from eval.models import load_pipeline, model_hash
 from eval.section import Section
 
@@ -47,8 +49,9 @@ def generate(
     negative_prompt: str | None = None,
     height: int | None = None,
     width: int | None = None,
+    **more: Any,
 ) -> list[Image.Image]:
-    """Draw one image per (prompt, seed), all in one batch.
+    """Draw one image per (prompt, seed), all in one batch. ``more`` goes to the pipeline, e.g. ``ip_adapter_image``.
 
     Image ``i`` depends on (model, ``prompts[i]``, ``seeds[i]``, settings) alone: every image has its own CPU generator,
     seeded by :func:`noise_seed`, so the start noise is bit-equal in any batch, order and device; what the network adds
@@ -64,6 +67,7 @@ def generate(
         "guidance_scale": guidance_scale,
         "height": height,
         "width": width,
+        **more,
     }
     if negative_prompt is not None:
         settings["negative_prompt"] = [negative_prompt] * len(prompts)
@@ -110,6 +114,7 @@ def plan_images(
     sampler: SamplerSection,
     *,
     indices: Sequence[int] | None = None,
+    prompt_set: str = "",
 ) -> list[dict[str, Any]]:
     """The manifest of a job before any image exists: one row per prompt and seed.
 
@@ -119,13 +124,14 @@ def plan_images(
     settings = sampler.model_dump()
     of_image = {name: value for name, value in settings.items() if name != "batch_size"}
     rows = []
-    for index, prompt in zip(indices or range(len(prompts)), prompts, strict=True):
-        for seed in seeds:
+    for index, prompt, mine in zip(indices or range(len(prompts)), prompts, seeds_of(prompts, seeds), strict=True):
+        for seed in mine:
             identity = json.dumps([weights, prompt, seed, of_image], sort_keys=True)
             short = hashlib.sha256(identity.encode()).hexdigest()[:10]
             rows.append(
                 {
                     "model": model,
+                    "prompt_set": prompt_set,
                     "prompt": prompt,
                     "prompt_index": index,
                     "seed": seed,
@@ -135,6 +141,19 @@ def plan_images(
                 }
             )
     return rows
+
+
+def seeds_of(prompts: Sequence[str], seeds: Sequence[int]) -> list[list[int]]:
+    """The seeds of every prompt: ``seeds``, counted on where a set has the same text again.
+
+    Noise depends on text and seed alone, so equal seeds would give equal texts equal images, and one draw two votes.
+    """
+    seen: Counter[str] = Counter()
+    result = []
+    for prompt in prompts:
+        result.append([seed + seen[prompt] * len(seeds) for seed in seeds])
+        seen[prompt] += 1
+    return result
 
 
 def make_missing(pipeline: Any, rows: Sequence[dict[str, Any]], sampler: SamplerSection, out_dir: str | Path) -> int:
@@ -163,36 +182,6 @@ def make_missing(pipeline: Any, rows: Sequence[dict[str, Any]], sampler: Sampler
             image.save(aside, format="PNG")
             aside.replace(target)
     return len(missing)
-
-
-def write_manifest(rows: Sequence[dict[str, Any]], out_dir: str | Path) -> Path:
-    """``manifest.parquet`` in ``out_dir``: one row per image (:func:`plan_images` lists the columns)."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    text, whole = pa.string(), pa.int64()
-    schema = pa.schema(
-        {
-            "model": text,
-            "prompt": text,
-            "prompt_index": whole,
-            "seed": whole,
-            "file": text,
-            "weights": text,
-            "scheduler": text,
-            "num_inference_steps": whole,
-            "guidance_scale": pa.float64(),
-            "negative_prompt": text,
-            "height": whole,
-            "width": whole,
-            "batch_size": whole,
-            "dtype": text,
-        }
-    )
-    path = Path(out_dir) / "manifest.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
-    return path
 
 
 def generate_to_folder(

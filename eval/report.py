@@ -1,4 +1,4 @@
-"""A Comparison becomes report.json (every number) and report.html (one file that needs nothing else)."""
+"""A Comparison becomes report.json (every number), its schema, and report.html (one file that needs nothing else)."""
 
 import json
 import platform
@@ -8,13 +8,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from eval import plots
-from eval.comparison import Comparison, Difference, Metric
-from eval.gallery import galleries
+from eval.comparison import Comparison
+from eval.gallery import Grid, galleries
+from eval.verdict import amount, cautions, level, p_text, verdicts
 
 TEMPLATES = Path(__file__).parent / "templates"
 LIBRARIES = ("palate", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "numpy", "scipy", "pillow")
-ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,21 @@ class Reproduce:
     """The resolved config, YAML."""
 
 
+@dataclass(frozen=True)
+class About:
+    """What report.json tells beyond the comparison's own numbers."""
+
+    title: str
+    summary: list[str]
+    """The verdicts, one sentence each."""
+    cautions: list[str]
+    versions: dict[str, str]
+    sweep: list[dict[str, Any]]
+    reproduce: Reproduce
+    shown: dict[str, list[list[Any]]]
+    """Grid of the page -> (prompt set, index, seed) of its rows."""
+
+
 def write_report(
     out_dir: str | Path,
     comparison: Comparison,
@@ -35,78 +52,46 @@ def write_report(
     sweep: Sequence[Mapping[str, Any]] | None = None,
     reproduce: Reproduce | None = None,
 ) -> Path:
-    """Write ``report.json`` and ``report.html`` into ``out_dir``, where the comparison's images are; returns the page.
+    """Write ``report.json``, ``report.schema.json`` and ``report.html`` into ``out_dir``, where the comparison's images
+    are; returns the page.
 
     ``training_curves``: a metrics.jsonl, or label -> metrics.jsonl for several. ``sweep``: one dict per trial, the same
     keys in each: settings, ``delta``, further results. ``reproduce``: commands and config shown at the end.
     """
     out_dir = Path(out_dir)
-    reproduce = reproduce or Reproduce()
     curves = {} if training_curves is None else training_curves
     files = curves if isinstance(curves, Mapping) else {"training": curves}
-    verdicts = [
-        verdict(d, comparison.headline, comparison.baseline)
-        for d in comparison.differences
-        if d.metric == comparison.headline.key
-    ]
     grids = galleries(comparison, out_dir)
-    facts = {
-        "title": title,
-        "summary": verdicts,
-        **comparison.numbers(),
-        "versions": versions(),
-        "sweep": [dict(row) for row in sweep or []],
-        "reproduce": {"commands": reproduce.commands, "config": reproduce.config},
-        "shown": {name: [[row.prompt, row.seed] for row in rows] for name, _, rows in grids},
-    }
-    (out_dir / "report.json").write_text(json.dumps(facts, indent=1, allow_nan=False, default=str), "utf-8")
-    page = out_dir / "report.html"
-    page.write_text(
-        _render(
-            comparison,
-            title=title,
-            verdicts=verdicts,
-            grids=grids,
-            reproduce=reproduce,
-            curves=plots.training_curves(files),
-            sweep=list(sweep or []),
-            sweep_plot=plots.sweep_plot(sweep or []),
-        ),
-        "utf-8",
+    about = About(
+        title=title,
+        summary=verdicts(comparison),
+        cautions=cautions(comparison),
+        versions=versions(),
+        sweep=[dict(row) for row in sweep or []],
+        reproduce=reproduce or Reproduce(),
+        shown={grid.title: [[row.prompt_set, row.index, row.seed] for row in grid.rows] for grid in grids},
     )
+    facts = {"$schema": "report.schema.json", **_plain(about), **comparison.numbers()}
+    (out_dir / "report.json").write_text(json.dumps(facts, indent=1, allow_nan=False, default=str), "utf-8")
+    (out_dir / "report.schema.json").write_text(json.dumps(report_schema(), indent=1), "utf-8")
+    page = out_dir / "report.html"
+    page.write_text(_render(comparison, about, grids, plots.training_curves(files)), "utf-8")
     return page
 
 
-def verdict(difference: Difference, metric: Metric, baseline: str) -> str:
-    """One plain sentence. A winner is only named if p stays below 0.05 after Holm's adjustment."""
-    d, name = difference, f"{metric.scorer}/{metric.column}"
-    numbers = f"{amount(d.delta, metric)} [{amount(d.low, metric, bare=True)}, {amount(d.high, metric, bare=True)}]"
-    rate = f"wins {d.win_rate:.0%} [{d.win_low:.0%}, {d.win_high:.0%}] of {d.prompts} prompts (ties count half)"
-    if (d.p if d.p_holm is None else d.p_holm) < ALPHA:
-        better = (d.delta > 0) == metric.higher_is_better
-        return f"{d.model} {'beats' if better else 'is worse than'} {baseline} on {name}: {numbers}, {rate}."
-    told = (
-        ""
-        if d.minimum_detectable is None
-        else (
-            f" A difference of {amount(d.minimum_detectable, metric).lstrip('+')} would show in four of five such runs."
-        )
-    )
-    return f"No difference shown between {d.model} and {baseline} on {name}: {numbers}, {rate}.{told}"
-
-
-def amount(value: float, metric: Metric, *, bare: bool = False) -> str:
-    """A difference with its sign: in points (hundredths) for shares, as it is for other scores."""
-    text = f"{100 * value:+.1f}" if metric.is_share else f"{value:+.3f}"
-    return text.replace("-", "\u2212") + (" points" if metric.is_share and not bare else "")
-
-
-def level(value: float, metric: Metric) -> str:
-    return f"{100 * value:.1f} %" if metric.is_share else f"{value:.3f}"
-
-
-def p_text(p: float | None) -> str:
-    return "" if p is None else ("< 0.001" if p < 0.001 else f"{p:.3f}")
+def report_schema() -> dict[str, Any]:
+    """The JSON schema of report.json."""
+    whole, about = (TypeAdapter(kind).json_schema() for kind in (Comparison, About))
+    properties = {name: part for name, part in whole["properties"].items() if name != "scores"} | about["properties"]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "report.json of a comparison",
+        "type": "object",
+        "properties": {"$schema": {"type": "string"}} | properties,
+        "required": sorted(properties),
+        "additionalProperties": False,
+        "$defs": whole["$defs"] | about["$defs"],
+    }
 
 
 def versions() -> dict[str, str]:
@@ -120,7 +105,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _render(comparison: Comparison, **parts: Any) -> str:
+def _plain(about: About) -> dict[str, Any]:
+    return TypeAdapter(About).dump_python(about, mode="json")
+
+
+def _render(comparison: Comparison, about: About, grids: Sequence[Grid], curves: str | None) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -130,23 +119,37 @@ def _render(comparison: Comparison, **parts: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    metrics = {metric.key: metric for metric in comparison.metrics}
-    helpers = {"amount": amount, "level": level, "p_text": p_text, "cell": _cell}
-    groups = list(dict.fromkeys(row.group for row in comparison.groups))
+    main = [d for d in comparison.headlines() if d.prompt_set == comparison.main_set]
+    leading = sum(d.against == comparison.baseline for d in main)
+    shown_groups = list(dict.fromkeys((row.group, row.prompt_set) for row in comparison.groups))
+    contrasts = list(dict.fromkeys((d.model, d.against) for d in comparison.differences))
     return environment.get_template("report.html.j2").render(
         comparison=comparison,
-        metrics=metrics,
-        forest=plots.forest(comparison),
-        groups=[(group, plots.group_bars(comparison, group)) for group in groups],
-        alpha=ALPHA,
-        prompts=len({row["prompt_index"] for row in comparison.scores}),
+        about=about,
+        leading=about.summary[:leading],
+        further=about.summary[leading:],
+        grids=[grid for grid in grids if grid.rows],
+        contrasts=contrasts,
+        metrics={metric.key: metric for metric in comparison.metrics},
+        levels={(row.model, row.metric, row.prompt_set): row for row in comparison.levels},
+        tested={(d.model, d.against, d.metric, d.prompt_set): d for d in comparison.differences},
         images=len({(row["model"], row["file"]) for row in comparison.scores}),
-        versions=versions(),
-        levels={(row.model, row.metric): row for row in comparison.levels},
-        tested={(row.model, row.metric): row for row in comparison.differences},
+        counts={
+            label: max((d.prompts for d in comparison.differences if d.prompt_set == label), default=0)
+            for label in comparison.sets
+        },
         colours=dict(zip(comparison.models, plots.COLOURS * len(comparison.models), strict=False)),
-        **parts,
-        **helpers,
+        forest=plots.forest(comparison),
+        explaining=plots.forest(comparison, primary=False),
+        win_rates=plots.win_rates(comparison),
+        distributions=plots.distributions(comparison),
+        groups=[(group, label, plots.group_bars(comparison, group, label)) for group, label in shown_groups],
+        curves=curves,
+        sweep_plot=plots.sweep_plot(about.sweep),
+        amount=amount,
+        level=level,
+        p_text=p_text,
+        cell=_cell,
     )
 
 

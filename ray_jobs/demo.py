@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dpo_core.section import Section
-from eval.report import verdict
+from eval.verdict import verdicts
 from ray_jobs.config import run_verb, to_yaml
 from ray_jobs.evaluate import EvaluateJob, compare, report, results_table
 from ray_jobs.pairs import PairsJob, make_pairs
@@ -98,9 +98,16 @@ def run_demo(job: DemoJob, console: Console | None = None) -> Path:
 
     with stage("evaluate"):
         models = {name: str(folder / "model") for name, folder in runs.items()}
-        evaluate = job.evaluate.model_copy(update={"models": job.evaluate.models | models, "out": str(out / "report")})
+        changes = {
+            "models": job.evaluate.models | models,
+            "control": job.control.run.name,
+            "out": str(out / "report"),
+            "partial_scorers": [name.partition("/")[0] for name in pairs.report["labelled_by"]],
+            "training_captions": [str(out / "pairs")],
+        }
+        evaluate = job.evaluate.model_copy(update=changes)
         comparison = compare(evaluate, console)
-        stage.said = verdict(comparison.difference(job.train.run.name), comparison.headline, comparison.baseline)
+        stage.said = " ".join(verdicts(comparison)[:1])
 
     with stage("tune"):
         sweep = TuneJob(train=sweep_base(job, out), search=job.search, judge=job.judge)

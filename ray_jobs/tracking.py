@@ -6,7 +6,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -133,6 +133,15 @@ class Tracker:
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """A file or a folder, put into ``folder`` of the run's artifacts; it must stay where it is until delivered."""
         self._note("artifact", file=self._relative(Path(path)), folder=folder)
+
+    def log_version(
+        self, name: str, *, folder: str, files: Sequence[Path], tags: Mapping[str, str], alias: str | None = None
+    ) -> None:
+        """A version of the registered model ``name`` that points at ``folder`` of the run's artifacts, where ``files``
+        are put. ``alias`` moves to it from an older version."""
+        for file in files:
+            self.log_artifact(file, folder)
+        self._note("version", name=name, folder=folder, tags=dict(tags), alias=alias)
 
     def _keep(self, image: Image.Image | str | Path, name: str) -> str:
         """The path of an image relative to the run folder, saved there when it is not a file yet."""

@@ -14,15 +14,16 @@ from rich.table import Table
 from dpo_core.metrics import read_complete_rows
 from dpo_core.section import Section
 from eval.comparison import Comparison, compare_scores
-from eval.generate import SamplerSection, plan_images
-from eval.models import model_hash
+from eval.evaluation import Piece, draw_and_score
+from eval.generate import plan_images
 from eval.plan import ComparisonPlan
-from eval.prompts import load_prompt_set
+from eval.presets import PlannedSampler
+from eval.prompts import Split
 from eval.scorers import AnyScorer
 from eval.scorers.shapes import Shapes
 from ray_jobs.cluster import start_ray
 from ray_jobs.config import run_verb, save_config
-from ray_jobs.evaluate import draw_and_score, locate
+from ray_jobs.evaluate import locate
 from ray_jobs.search import SearchSection, at_point, check_space, label_of
 from ray_jobs.tracking import track_run, tracking_uri
 from ray_jobs.train import TrainJob, run_training
@@ -37,11 +38,13 @@ class JudgeSection(Section):
     """A prompt set by name, or a file of prompts."""
     limit: int | None = Field(default=48, ge=1)
     """How many prompts of the set; null for all."""
+    split: Split = "dev"
+    """The part of the prompts that settings are chosen by, so that ``report`` is left for the proof."""
     images_per_prompt: int = Field(default=1, ge=1)
     """Images of each prompt."""
     seed: int = 0
     """Seed of each prompt's first image."""
-    sampler: SamplerSection = SamplerSection()
+    sampler: PlannedSampler = PlannedSampler()
     """How images are drawn."""
     scorers: list[AnyScorer] = Field(default=[Shapes()], min_length=1)
     """Who judges; the first one's primary column decides."""
@@ -74,8 +77,9 @@ def plan_of(job: TuneJob, models: dict[str, str]) -> ComparisonPlan:
     return ComparisonPlan(
         models=models,
         baseline=BASE,
-        prompts=judge.prompts,
+        prompts=[judge.prompts],
         limit=judge.limit,
+        split=judge.split,
         images_per_prompt=judge.images_per_prompt,
         seed=judge.seed,
         sampler=judge.sampler,
@@ -85,19 +89,20 @@ def plan_of(job: TuneJob, models: dict[str, str]) -> ComparisonPlan:
 
 def judge_model(job: TuneJob, name: str, model: str) -> list[dict[str, Any]]:
     """Draw and score the images of one model in the sweep's folder; an image that is there is not drawn again."""
-    judge = job.judge
-    place, prompts = locate(model), load_prompt_set(judge.prompts, judge.limit)
+    source = locate(model)
     plan = plan_of(job, {BASE: model, name: model} if name != BASE else {BASE: model, "itself": model})
+    prompts, sampler = plan.load_prompts(), plan.sampler.for_model(source.pipeline_folder)
     rows = plan_images(
         name,
-        model_hash(place[0], base=place[1]),
+        source.weights,
         [prompt.text for prompt in prompts],
         plan.seeds,
-        judge.sampler,
+        sampler,
         indices=[prompt.index for prompt in prompts],
+        prompt_set=plan.sets[0],
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return draw_and_score(place, rows, plan, str(sweep_dir(job) / "comparison"), device)
+    return draw_and_score(Piece(source, sampler, rows), plan.scorers, sweep_dir(job) / "comparison", device)
 
 
 def run_sweep(job: TuneJob, console: Console | None = None) -> tuple[Comparison, list[dict[str, Any]]]:
@@ -141,7 +146,8 @@ def run_sweep(job: TuneJob, console: Console | None = None) -> tuple[Comparison,
     for name in points:
         scores += json.loads((out / name / "scores.json").read_text())
     models = {BASE: job.train.family.model} | {name: str(out / name / "model") for name in points}
-    comparison = compare_scores(plan_of(job, models), scores, load_prompt_set(job.judge.prompts, job.judge.limit))
+    plan = plan_of(job, models)
+    comparison = compare_scores(plan, scores, plan.load_prompts())
     rows = [trial_row(comparison, name, point) for name, point in points.items()]
     rows.sort(key=lambda row: -row["delta"])
     (out / "sweep.json").write_text(json.dumps(rows, indent=1))
@@ -232,7 +238,7 @@ def plan_rows(job: TuneJob) -> list[tuple[str, str]]:
     grid = 1
     for dimension in job.search.space.values():
         grid *= len(dimension.values) if dimension.kind == "grid" and job.search.algorithm == "grid" else 1
-    prompts = load_prompt_set(job.judge.prompts, job.judge.limit)
+    prompts = plan_of(job, {BASE: BASE}).load_prompts()
     return [
         ("sweep folder", str(sweep_dir(job))),
         ("trials", f"{grid * job.search.trials}, {job.search.max_concurrent} at a time"),

@@ -1,33 +1,39 @@
-"""Prompt sets: one file each, their origin in SOURCES.md."""
+"""Prompt sets: those of this package (origins in SOURCES.md), those of the hub, and anybody's files."""
 
-import csv
-import io
-import json
-from collections.abc import Iterable
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
+from eval.prompts.files import SUFFIXES, is_text_set, normalized, read_prompts
+from eval.prompts.hub import HUB_SETS, fetch, is_hub_id
+
 FOLDER = Path(__file__).parent
-SUFFIXES = (".txt", ".jsonl", ".tsv", ".parquet")
-TEXT_COLUMNS = ("prompt", "Prompt", "caption", "text")
-TAG_COLUMNS = {"Category": "category", "Challenge": "challenge", "category": "category", "tag": "task"}
+DEV_SHARE = 3
+"""One prompt in so many is for choosing (checkpoints, settings), the others for reporting."""
+
+Split = Literal["all", "dev", "report"]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt and its place: ``index`` counts from 0 in the whole set, whatever part of it was asked for."""
+    """One prompt and its place: ``index`` counts from 0 in the whole set, whatever part of it was asked for.
+
+    The index names it, never the text: HPDv2 has 28 texts twice.
+    """
 
     index: int
     text: str
     tags: dict[str, str] = field(default_factory=dict)
     """Groups the set's file puts it in, e.g. ``{"category": "Animals"}``."""
+    set: str = ""
+    """Label of the set, as in tables and in ``prompt_set`` of a manifest."""
 
 
 def prompt_sets() -> list[str]:
-    """The names that :func:`load_prompts` knows."""
+    """The names of the sets that come with this package."""
     return sorted(file.stem for file in FOLDER.iterdir() if file.suffix in SUFFIXES)
 
 
@@ -36,59 +42,60 @@ def load_prompts(name: str, limit: int | None = None) -> list[str]:
     return [prompt.text for prompt in load_prompt_set(name, limit)]
 
 
-def load_prompt_set(name: str, limit: int | None = None) -> list[Prompt]:
-    """The prompts of a set of this package, or of a .txt (one a line), .jsonl, .tsv or .parquet file.
+def load_prompt_set(name: str, limit: int | None = None, split: Split = "all") -> list[Prompt]:
+    """The prompts of a set of this package or of the hub, of a file, or of a folder of files (a category each).
 
-    Files with columns have the text under ``prompt``, ``caption`` or ``text``. ``limit`` takes a fixed random part, in
-    file order (files are sorted by category, so the first ones would be of one kind); a smaller limit is part of a
-    larger one. Raises ValueError for an unknown set, an empty one, or a limit below 1.
+    ``name`` is one of :func:`prompt_sets`; one of ``HUB_SETS``; a .txt (one a line), .jsonl, .json, .tsv, .csv or
+    .parquet file; a folder of these; or a hub dataset ``owner/name``, ``owner/name@split`` or ``owner/name:file``.
+    Files with columns have the text under ``prompt``, ``caption`` or ``text``. ``split`` takes the third that is for
+    choosing (``dev``) or the rest (``report``), by a hash of the text, so a text is on one side in every set.
+    ``limit`` takes a fixed random part, in file order (files are sorted by category, so the first ones would be of one
+    kind); a smaller limit is part of a larger one. Raises ValueError for an unknown set, an empty one, or a limit
+    below 1.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit of prompts is {limit}; allowed: 1 or more, or null for all")
-    file = _find(name)
-    prompts = [Prompt(i, text, tags) for i, (text, tags) in enumerate(_read(file)) if text.strip()]
+    files, label = _find(name), set_label(name)
+    read = (row for file in files for row in read_prompts(file, by_file=len(files) > 1))
+    prompts = [Prompt(i, text, tags, label) for i, (text, tags) in enumerate(read) if text.strip()]
+    if split != "all":
+        prompts = [prompt for prompt in prompts if split_of(prompt.text) == split]
     if not prompts:
-        raise ValueError(f"prompt set {name!r} is empty ({file})")
+        where = ", ".join(map(str, files))
+        raise ValueError(f"prompt set {name!r}{f' (split {split})' if split != 'all' else ''} is empty ({where})")
     if limit is None or limit >= len(prompts):
         return prompts
     chosen = np.random.default_rng(0).permutation(len(prompts))[:limit]
     return [prompts[i] for i in sorted(chosen)]
 
 
-def _find(name: str) -> Path:
+def set_label(name: str) -> str:
+    """What a set is called in tables: its name, the stem of its file, or its hub id."""
+    return Path(name).stem if Path(name).suffix in SUFFIXES and ":" not in name else name.rstrip("/")
+
+
+def split_of(text: str) -> Literal["dev", "report"]:
+    """The side of a prompt, by its normalised text alone."""
+    digest = hashlib.sha256(normalized(text).encode()).digest()
+    return "dev" if digest[0] % DEV_SHARE == 0 else "report"
+
+
+def _find(name: str) -> list[Path]:
     if name in prompt_sets():
-        return next(FOLDER / (name + suffix) for suffix in SUFFIXES if (FOLDER / (name + suffix)).is_file())
+        return [next(FOLDER / (name + suffix) for suffix in SUFFIXES if (FOLDER / (name + suffix)).is_file())]
     path = Path(name)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if is_text_set(file))
+        if not files:
+            raise ValueError(f"no prompt files in {name!r}; allowed: files ending in {', '.join(SUFFIXES)}")
+        return files
+    if path.is_file() and path.suffix in SUFFIXES:
+        return [path]
+    if name in HUB_SETS or is_hub_id(name):
+        return fetch(name)
     if path.suffix not in SUFFIXES:
         raise ValueError(
-            f"unknown prompt set {name!r}; allowed: {', '.join(prompt_sets())}, "
-            f"or a file ending in {', '.join(SUFFIXES)}"
+            f"unknown prompt set {name!r}; allowed: {', '.join([*prompt_sets(), *HUB_SETS])}, "
+            f"a hub dataset 'owner/name', or a file ending in {', '.join(SUFFIXES)}"
         )
-    if not path.is_file():
-        raise ValueError(f"no prompt file {name!r}")
-    return path
-
-
-def _read(file: Path) -> Iterable[tuple[str, dict[str, str]]]:
-    if file.suffix == ".txt":
-        return [(line.strip(), {}) for line in file.read_text("utf-8").splitlines()]
-    if file.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        names = [name for name in pq.read_schema(file).names if name in (*TEXT_COLUMNS, *TAG_COLUMNS)]
-        return [_row(row, file) for row in pq.read_table(file, columns=names).to_pylist()]
-    text = file.read_text("utf-8")
-    if file.suffix == ".jsonl":
-        return [_row(json.loads(line), file) for line in text.splitlines() if line.strip()]
-    # PartiPrompts has prompts that begin with a quotation mark: with csv's usual quoting they would lose it.
-    return [_row(row, file) for row in csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)]
-
-
-def _row(row: dict[str, Any], file: Path) -> tuple[str, dict[str, str]]:
-    column = next((name for name in TEXT_COLUMNS if row.get(name) is not None), None)
-    if column is None:
-        raise ValueError(
-            f"{file}: a row has no prompt; its columns are {', '.join(row) or 'none'}, "
-            f"allowed: {', '.join(TEXT_COLUMNS)}"
-        )
-    return str(row[column]).strip(), {tag: str(row[name]) for name, tag in TAG_COLUMNS.items() if row.get(name)}
+    raise ValueError(f"no prompt file {name!r}")

@@ -143,6 +143,22 @@ class MlflowRun:
         else:
             self._client.log_artifact(self.run_id, str(path), record["folder"])
 
+    def _log_version(self, record: dict[str, Any], run_dir: Path) -> None:
+        """The same version again, after a crash or a repeated evaluation, is found by its tags and not made twice."""
+        name, tags = record["name"], {key: value for key, value in record["tags"].items() if value}
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        known = self._client.search_model_versions(f"name = '{name}'")
+        version = next((found for found in known if found.run_id == self.run_id and found.tags == tags), None)
+        if version is None:
+            place = f"{self._client.get_run(self.run_id).info.artifact_uri}/{record['folder']}"
+            version = self._client.create_model_version(name, place, self.run_id, tags=tags)
+        if record["alias"]:
+            self._client.set_registered_model_alias(name, record["alias"], version.version)
+
     def _log_status(self, record: dict[str, Any], run_dir: Path) -> None:
         if record["status"] == "RUNNING":
             self._client.update_run(self.run_id, status="RUNNING")

@@ -8,7 +8,7 @@ from eval.prompts import Prompt
 
 NAN = float("nan")
 PLAN = ComparisonPlan.model_validate(
-    {"models": {"base": "a", "dpo": "b"}, "images_per_prompt": 2, "scorers": [{"kind": "aesthetic"}]}
+    {"models": {"base": "a", "dpo": "b"}, "images_per_prompt": 2, "scorers": [{"kind": "aesthetic", "name": "aesthetic"}]}
 )
 
 
@@ -41,7 +41,7 @@ def test_deltas_are_averaged_within_a_prompt_before_anything_else():
     assert difference.win_rate == pytest.approx((1 + 0.5 + 0.25) / 3)
     assert (difference.wins, difference.ties, difference.losses) == (1, 1, 1)
     assert difference.low <= difference.delta <= difference.high
-    assert difference.p_holm == difference.p
+    assert difference.p_adjusted == difference.p
     assert [level.mean for level in comparison.levels] == pytest.approx([9.5 / 3, 10 / 3])
 
 
@@ -67,8 +67,8 @@ def test_p_values_are_adjusted_over_all_models():
     comparison = compare_scores(plan, rows(base=base, one=[[1.0]] * 8, two=[[1.0]] * 7 + [[-1.0]]), [])
     one, two = comparison.difference("one"), comparison.difference("two")
     assert one.p == 2 / 256
-    assert one.p_holm == 4 / 256
-    assert two.p_holm == pytest.approx(two.p)
+    assert one.p_adjusted == 4 / 256
+    assert two.p_adjusted == pytest.approx(two.p)
 
 
 def test_groups_come_from_the_prompts_and_small_ones_are_left_out():

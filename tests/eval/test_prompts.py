@@ -50,7 +50,7 @@ def test_a_file_of_any_of_the_formats_can_be_given(tmp_path):
 
 
 def test_an_unknown_set_names_those_there_are():
-    with pytest.raises(ValueError, match="'partyprompts'; allowed: drawbench, geneval, partiprompts"):
+    with pytest.raises(ValueError, match="'partyprompts'; allowed: drawbench, dreambench, geneval, partiprompts"):
         load_prompts("partyprompts")
 
 

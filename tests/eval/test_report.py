@@ -13,18 +13,26 @@ from eval.gallery import data_uri, galleries
 from eval.generate import plan_images
 from eval.plan import ComparisonPlan
 from eval.prompts import Prompt
-from eval.report import Reproduce, verdict, write_report
+from eval.report import Reproduce, write_report
+from eval.verdict import verdict
 
 SHARE = Metric("shapes", "correct", "all as asked", True, True, True)
 PLAN = ComparisonPlan.model_validate(
-    {"models": {"base": "a", "dpo": "b"}, "scorers": [{"kind": "shapes"}], "prompts": "<b>prompts</b>"}
+    {
+        "models": {"base": "a", "dpo": "b"},
+        "scorers": [{"kind": "shapes"}],
+        "prompts": "<b>prompts</b>",
+        "sampler": {"preset": "sd15"},
+    }
 )
 
 
 def difference(**changes) -> Difference:
     facts = {
         "model": "dpo",
+        "against": "base",
         "metric": "shapes/correct",
+        "prompt_set": "shapes_heldout",
         "prompts": 144,
         "images": 144,
         "delta": 0.123,
@@ -38,7 +46,9 @@ def difference(**changes) -> Difference:
         "ties": 95,
         "losses": 9,
         "p": 0.0004,
-        "p_holm": 0.0004,
+        "p_sign": 0.0004,
+        "p_adjusted": 0.0004,
+        "shown": True,
         "minimum_detectable": 0.06,
     }
     return Difference(**facts | changes)
@@ -49,7 +59,9 @@ def make_comparison(folder, wins=6, prompts=10, size=(64, 64)):
     rng = np.random.default_rng(0)
     scores = []
     for model in PLAN.models:
-        for row in plan_images(model, "abc", [f"prompt {i} <script>" for i in range(prompts)], [0], PLAN.sampler):
+        for row in plan_images(
+            model, "abc", [f"prompt {i} <script>" for i in range(prompts)], [0], PLAN.sampler.for_model()
+        ):
             (folder / row["file"]).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / row["file"])
             i = row["prompt_index"]
@@ -61,6 +73,7 @@ def make_comparison(folder, wins=6, prompts=10, size=(64, 64)):
                         "column": column,
                         "blank": False,
                         "score": right,
+                        "prompt_set": PLAN.sets[0],
                         **{key: row[key] for key in ("model", "prompt", "prompt_index", "seed", "file")},
                     }
                 )
@@ -110,7 +123,8 @@ def test_the_page_needs_nothing_but_itself(written):
     page = Page(text)
     assert page.images
     assert all((link or "").startswith(("data:", "#")) for link in page.links)
-    assert not re.search(r"url\((?!#)|@import|<script", text)
+    assert not re.search(r"url\((?!#)|@import|<script[^>]|fetch\(|XMLHttp", text)
+    assert text.count("<script>") == 1
     assert len(text) < 5_000_000
 
 
@@ -143,18 +157,18 @@ def test_report_json_holds_every_number(written):
     folder, comparison, _ = written
     facts = json.loads((folder / "report.json").read_text())
     assert facts["differences"][0]["delta"] == pytest.approx(comparison.difference("dpo").delta)
-    assert facts["summary"] == [verdict(comparison.difference("dpo"), comparison.headline, "base")]
+    assert facts["summary"] == [verdict(comparison.difference("dpo"), comparison.headline)]
     assert facts["versions"]["torch"]
     assert len(facts["shown"]["A random sample"]) == 10
 
 
 def test_improved_and_worsened_prompts_are_those_that_changed(written):
     folder, comparison, _ = written
-    grids = {name: rows for name, _, rows in galleries(comparison, folder)}
+    grids = {grid.title: grid.rows for grid in galleries(comparison, folder)}
     assert all([cell.mark for cell in row.cells] == [False, True] for row in grids["Most improved"])
     assert [row.prompt for row in grids["Most worsened"]] == ["prompt 9 <script>"]
     assert len(grids["Most improved"]) == 6
-    again = {name: rows for name, _, rows in galleries(comparison, folder)}
+    again = {grid.title: grid.rows for grid in galleries(comparison, folder)}
     assert again == grids
 
 
@@ -176,15 +190,15 @@ def test_a_report_of_large_images_stays_below_five_megabytes(tmp_path):
 
 
 def test_the_verdict_is_a_plain_sentence():
-    assert verdict(difference(), SHARE, "base") == (
+    assert verdict(difference(), SHARE) == (
         "dpo beats base on shapes/correct: +12.3 points [+8.1, +16.4], wins 61% [57%, 65%] of 144 prompts "
         "(ties count half)."
     )
-    assert verdict(difference(delta=-0.1, low=-0.2, high=-0.05), SHARE, "base").startswith("dpo is worse than base on")
+    assert verdict(difference(delta=-0.1, low=-0.2, high=-0.05), SHARE).startswith("dpo is worse than base on")
 
 
 def test_the_verdict_names_no_winner_without_evidence_and_tells_what_could_be_seen():
-    text = verdict(difference(delta=0.02, low=-0.02, high=0.06, p=0.02, p_holm=0.08), SHARE, "base")
+    text = verdict(difference(delta=0.02, low=-0.02, high=0.06, p=0.02, p_adjusted=0.08, shown=False), SHARE)
     assert text.startswith("No difference shown between dpo and base")
     assert text.endswith("A difference of 6.0 points would show in four of five such runs.")
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from eval.stats import holm, mean_interval, minimum_detectable, sign_flip_p, win_rate_interval
+from eval.stats import benjamini_hochberg, mean_interval, minimum_detectable, sign_flip_p, win_rate_interval
 
 
 def array(*values: float) -> np.ndarray:
@@ -93,10 +93,10 @@ def test_sign_flip_p_is_uniform_when_the_models_are_equal():
     assert 0.02 <= np.mean(np.array(p) <= 0.05) <= 0.08
 
 
-def test_holm_multiplies_the_smallest_most_and_never_swaps_the_order():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-    assert holm([]) == []
+def test_benjamini_hochberg_by_hand():
+    assert benjamini_hochberg([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
+    assert benjamini_hochberg([0.5, 0.9]) == pytest.approx([0.9, 0.9])
+    assert benjamini_hochberg([]) == []
 
 
 def test_minimum_detectable_effect_by_hand():

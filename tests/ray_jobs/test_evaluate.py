@@ -8,11 +8,13 @@ import ray
 from PIL import Image
 from rich.console import Console
 
+from eval.evaluation import Piece, draw_and_score
 from eval.generate import SamplerSection, generate_to_folder, make_missing, plan_images
 from eval.models import load_pipeline
-from eval.prompts import load_prompt_set
 from eval.scorers.shapes import Shapes
-from ray_jobs.evaluate import EvaluateJob, compare, draw_and_score, locate, main, report, results_table
+from eval.sources import Source
+from ray_jobs.compared import results_table
+from ray_jobs.evaluate import EvaluateJob, compare, locate, main, report
 from ray_jobs.tracking import TrackingSection
 from tests.tiny_models import make_tiny_sd
 
@@ -28,7 +30,7 @@ def job(tmp_path_factory) -> EvaluateJob:
             "models": models,
             "limit": 6,
             "images_per_prompt": 2,
-            "sampler": SAMPLER,
+            "sampler": SAMPLER.model_dump(),
             "scorers": [Shapes()],
             "out": str(folder / "out"),
             "tasks": {"images_per_task": 5, "cpus_per_task": 0.5},
@@ -57,7 +59,7 @@ def test_a_comparison_leaves_every_image_and_score(job, comparison):
 
 @pytest.mark.ray
 def test_images_of_many_tasks_equal_those_of_one_process(job, comparison, tmp_path):
-    prompts = load_prompt_set(job.prompts, job.limit)
+    prompts = job.load_prompts()
     manifest = generate_to_folder(
         job.models["dpo"],
         [prompt.text for prompt in prompts],
@@ -83,7 +85,7 @@ def test_the_same_comparison_again_draws_nothing_and_gives_the_same_numbers(job,
 @pytest.mark.ray
 def test_what_a_scorer_refuses_arrives_as_its_own_error(job, comparison, tmp_path):
     (tmp_path / "cats.txt").write_text("a cat\n")
-    bad = job.model_copy(update={"prompts": str(tmp_path / "cats.txt"), "limit": None, "out": str(tmp_path / "out")})
+    bad = job.model_copy(update={"prompts": [str(tmp_path / "cats.txt")], "limit": None, "out": str(tmp_path / "out")})
     with pytest.raises(ValueError, match="cannot check the caption 'a cat'") as error:
         compare(bad, Console(quiet=True))
     assert "Traceback" not in str(error.value)
@@ -105,7 +107,7 @@ def test_the_report_tells_how_to_get_it_again(job, comparison):
 def test_a_task_does_not_load_the_model_when_all_images_are_there(job, tmp_path):
     rows = plan_images("base", "abc", ["a red circle"], [0], SAMPLER)
     make_missing(load_pipeline(job.models["base"]), rows, SAMPLER, tmp_path)
-    scores = draw_and_score(("no/such/model", None), rows, job, str(tmp_path), "cpu")
+    scores = draw_and_score(Piece(Source("no/such/model"), SAMPLER, rows), job.scorers, tmp_path, "cpu")
     assert {row["column"] for row in scores} == set(Shapes.columns)
 
 
@@ -115,13 +117,13 @@ def test_a_single_model_is_not_a_comparison(job):
 
 
 def test_the_embedded_model_and_the_base_of_a_lora_are_found(tmp_path):
-    folder, base = locate("embedded")
-    assert Path(folder, "model_index.json").is_file()
-    assert base is None
+    embedded = locate("embedded")
+    assert Path(embedded.folder, "model_index.json").is_file()
+    assert embedded.base is None
     (tmp_path / "pytorch_lora_weights.safetensors").touch()
     (tmp_path / "provenance.json").write_text('{"base_model": "embedded"}')
-    assert locate(str(tmp_path)) == (str(tmp_path), folder)
-    assert locate("owner/name") == ("owner/name", None)
+    assert locate(str(tmp_path)) == Source(str(tmp_path), embedded.folder)
+    assert locate("owner/name") == Source("owner/name")
 
 
 def test_a_dry_run_tells_how_much_would_be_drawn(capsys):

@@ -1,0 +1,166 @@
+"""Where the images of a compared model come from: its pipeline, a LoRA laid on it, or a folder of finished images."""
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.generate import seeds_of
+from eval.models import LORA_FILE, base_model, is_lora, load_pipeline, model_hash
+from eval.prompts import Prompt
+from eval.prompts.files import SUFFIXES, normalized, read_prompts, read_rows
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+FILE_COLUMNS = ("file", "file_name", "image", "path")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model of a comparison, found. ``base`` is what lies under a LoRA folder, ``lora`` one that is laid on top."""
+
+    folder: str
+    base: str | None = None
+    lora: str | None = None
+    scale: float = 1.0
+
+    @property
+    def is_images(self) -> bool:
+        """Is it a folder of images that were made elsewhere?"""
+        path = Path(self.folder)
+        return path.is_dir() and not (path / "model_index.json").is_file() and not is_lora(path) and _has_images(path)
+
+    @property
+    def pipeline_folder(self) -> str:
+        """The folder or hub id that names the pipeline class."""
+        return self.base or self.folder
+
+    @property
+    def weights(self) -> str:
+        """Names the exact weights, or the exact images."""
+        if self.is_images:
+            digest = hashlib.sha256()
+            for file in image_files(Path(self.folder)):
+                digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+            return f"images-{digest.hexdigest()[:16]}"
+        whole = model_hash(self.folder, base=self.base)
+        if self.lora is None:
+            return whole
+        laid = f"{whole} {_lora_name(self.lora)} {self.scale:g}"
+        return hashlib.sha256(laid.encode()).hexdigest()[:16]
+
+    def load(self, device: str = "cpu", dtype: str = "float32") -> Any:
+        """The pipeline (:func:`eval.models.load_pipeline`) with its LoRA in the weights."""
+        pipeline = load_pipeline(self.folder, device, dtype, base=self.base)
+        if self.lora is not None:
+            path = Path(self.lora)
+            place = {"weight_name": path.name} if path.is_file() else {}
+            place = {"weight_name": LORA_FILE} if (path / LORA_FILE).is_file() else place
+            try:
+                pipeline.load_lora_weights(str(path.parent if path.is_file() else self.lora), **place)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"cannot lay the LoRA {self.lora!r} on {self.folder!r}: {error}") from error
+            pipeline.fuse_lora(lora_scale=self.scale)
+            pipeline.unload_lora_weights()
+        return pipeline
+
+
+def find_source(
+    model: str, *, lora: str | None = None, scale: float = 1.0, resolve: Callable[[str], str] = str
+) -> Source:
+    """The source that a name in a plan means; ``resolve`` knows names that are no paths. Folders become absolute."""
+
+    def place(name: str) -> str:
+        folder = resolve(name)
+        return str(Path(folder).resolve()) if Path(folder).exists() else folder
+
+    folder = place(model)
+    base = place(base_model(folder)) if is_lora(folder) else None
+    return Source(folder, base, place(lora) if lora else None, scale)
+
+
+def image_rows(name: str, source: Source, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Manifest rows of images made elsewhere, for the prompts of a plan.
+
+    Beside the images lies ``prompts`` or ``metadata`` (.jsonl, .json, .csv, .tsv, .parquet) with the columns ``file``
+    and ``prompt``, or ``prompts.txt`` with one line for each image in the order of their names. Images are matched by
+    the prompt's text, in file order where a text has several. They stand for ``seeds`` in pairs with other models,
+    though nobody knows their noise. Raises ValueError if a prompt has too few images.
+    """
+    folder = Path(source.folder)
+    listed = _listing(folder)
+    by_text: dict[str, list[Path]] = {}
+    for file, text in listed:
+        by_text.setdefault(normalized(text), []).append(file)
+    weights, rows, missing, images_per_prompt = source.weights, [], [], len(seeds)
+    for prompt, numbers in zip(prompts, seeds_of([prompt.text for prompt in prompts], seeds), strict=True):
+        files = by_text.get(normalized(prompt.text), [])
+        mine, by_text[normalized(prompt.text)] = files[:images_per_prompt], files[images_per_prompt:]
+        if len(mine) < images_per_prompt:
+            missing.append(prompt.text)
+        rows += [
+            {
+                "model": name,
+                "prompt_set": prompt.set,
+                "prompt": prompt.text,
+                "prompt_index": prompt.index,
+                "seed": seed,
+                "file": str(file),
+                "weights": weights,
+                "scheduler": "made elsewhere",
+            }
+            for seed, file in zip(numbers, mine, strict=False)
+        ]
+    if missing:
+        raise ValueError(
+            f"{name}: {source.folder!r} has fewer than {images_per_prompt} images for {len(missing)} of "
+            f"{len(prompts)} prompts, first {missing[0]!r}"
+        )
+    return rows
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images below ``folder``, in natural order of their names (2 before 10)."""
+    files = [file for file in folder.rglob("*") if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
+    return sorted(files, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", str(file))])
+
+
+def _has_images(folder: Path) -> bool:
+    return next((True for file in folder.rglob("*") if file.suffix.lower() in PICTURES), False)
+
+
+def _listing(folder: Path) -> list[tuple[Path, str]]:
+    candidates = [folder / f"{stem}{suffix}" for stem in ("prompts", "metadata", "manifest") for suffix in SUFFIXES]
+    listing = next((file for file in candidates if file.is_file()), None)
+    if listing is None:
+        raise ValueError(
+            f"{str(folder)!r} holds images but no prompts.txt, and no prompts.jsonl that names their files"
+        )
+    texts = [text for text, _ in read_prompts(listing)]
+    names = _column(listing)
+    if names is None:
+        files = image_files(folder)
+        if len(files) != len(texts):
+            raise ValueError(f"{listing} has {len(texts)} prompts for {len(files)} images; one line for each image")
+    else:
+        files = [folder / name for name in names]
+        gone = [str(file) for file in files if not file.is_file()]
+        if gone:
+            raise ValueError(f"{listing} names {len(gone)} images that are not there, first {gone[0]}")
+    return list(zip(files, texts, strict=True))
+
+
+def _column(listing: Path) -> list[str] | None:
+    """The file of every row, None if the listing has no such column."""
+    if listing.suffix == ".txt":
+        return None
+    rows = read_rows(listing)
+    column = next((name for name in FILE_COLUMNS if rows and rows[0].get(name)), None)
+    return [str(row[column]) for row in rows] if column else None
+
+
+def _lora_name(lora: str) -> str:
+    path = Path(lora)
+    file = path if path.is_file() else path / LORA_FILE
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else lora
