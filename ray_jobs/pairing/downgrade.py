@@ -84,5 +84,5 @@ class MakeWorse(Recipe):
 def png(pixels: np.ndarray) -> bytes:
     """Bytes that decode to the same pixels."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=4)
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=2)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""A model that draws for preference pairs."""
+"""A model that draws for preference pairs, and what is asked of those who judge."""
 
 import io
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from PIL import Image
 from dpo_core.embedded import resolve_model
 from eval.generate import SamplerSection, generate, use_scheduler
 from eval.models import base_model, is_lora, load_pipeline, model_hash
+from eval.scorers.base import Scorer
 
 
 class Painter:
@@ -51,6 +52,21 @@ def weights_of(model: str) -> str:
     """Names the exact weights of a model, with those of the base under a LoRA."""
     folder, base = locate(model)
     return model_hash(folder, base=base)
+
+
+def judge_problem(scorer: Scorer, column: str) -> str | None:
+    """Why this scorer cannot judge the images of a prompt by this column, None if it can."""
+    if column not in scorer.columns:
+        return f"{column!r} is not one of {', '.join(scorer.columns)}"
+    if scorer.needs_references:
+        return f"{scorer.label!r} compares with reference images, and a prompt has none"
+    return None
+
+
+def judge_id(scorer: Scorer) -> str:
+    """Which measure it is, down to the weights."""
+    identity = scorer.identity()
+    return f"{identity.variant} {identity.weights} {identity.dtype}"
 
 
 def as_read(data: bytes) -> Image.Image:

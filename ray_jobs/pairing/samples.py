@@ -22,7 +22,7 @@ from eval.scorers import AnyScorer
 from eval.scorers.shapes import Shapes
 from ray_jobs.labelled import LABELLED_BY
 from ray_jobs.pairing.base import PairRecipe
-from ray_jobs.pairing.painter import Painter, as_read, drawing_cost, weights_of
+from ray_jobs.pairing.painter import Painter, as_read, drawing_cost, judge_id, judge_problem, weights_of
 from ray_jobs.shards import Maker, Outcome, Recipe, Row, Source, given_source
 
 ROWS_PER_GROUP = 32
@@ -80,9 +80,8 @@ class Samples(PairRecipe):
     @model_validator(mode="after")
     def _judges_can_judge(self) -> "Samples":
         for judge in self.judges:
-            if judge.counts not in judge.scorer.columns:
-                allowed = ", ".join(judge.scorer.columns)
-                raise ValueError(f"column {judge.counts!r} of scorer {judge.scorer.label!r}; allowed: {allowed}")
+            if problem := judge_problem(judge.scorer, judge.counts):
+                raise ValueError(f"judges: {problem}")
         return self
 
     @property
@@ -108,7 +107,8 @@ class Samples(PairRecipe):
         return MakeSamples(self, seed)
 
     def identity(self) -> dict[str, Any]:
-        return {"recipe.model.weights": weights_of(self.model)}
+        judges = {f"recipe.judges.{judge.name}": judge_id(judge.scorer) for judge in self.judges}
+        return {"recipe.model.weights": weights_of(self.model)} | judges
 
     def plan(self, source: Source) -> list[tuple[str, str]]:
         images = source.rows * self.images_per_prompt

@@ -20,7 +20,7 @@ from eval.scorers.base import ScoreFunction
 from eval.scorers.shapes import Shapes
 from ray_jobs.labelled import LABELLED_BY
 from ray_jobs.pairing.base import PairRecipe
-from ray_jobs.pairing.painter import Painter, as_read, drawing_cost, weights_of
+from ray_jobs.pairing.painter import Painter, as_read, drawing_cost, judge_id, judge_problem, weights_of
 from ray_jobs.shards import Maker, Outcome, Recipe, Row, Source, given_source
 
 ROWS_PER_GROUP = 128
@@ -74,8 +74,8 @@ class World(PairRecipe):
     """How the model's images are drawn."""
 
     def source(self, seed: int, shard_pairs: int) -> Source:
-        if self.column not in self.scorer.columns:
-            raise ValueError(f"recipe.column: {self.column!r} is not one of {', '.join(self.scorer.columns)}")
+        if problem := judge_problem(self.scorer, self.column):
+            raise ValueError(f"recipe.column: {problem}")
         texts = captions("train", singles=False)
         drawn = [texts[int(uniform(seed, index, "caption") * len(texts))] for index in range(self.count)]
         rows = [Row(str(index), None, ((text,), (text,)), {}, None) for index, text in enumerate(drawn)]
@@ -86,20 +86,17 @@ class World(PairRecipe):
         return MakeWorld(self, seed)
 
     def identity(self) -> dict[str, Any]:
-        return {"recipe.model.weights": weights_of(self.model)}
+        return {"recipe.model.weights": weights_of(self.model), "recipe.scorer.weights": judge_id(self.scorer)}
 
     def plan(self, source: Source) -> list[tuple[str, str]]:
         shares = self.mix.model_dump()
         each = (2 * shares["samples"] + shares["drawing"]) / sum(shares.values())
+        meaning = self.scorer.columns[self.column]
         return [
             ("model", self.model),
             ("images", f"about {drawing_cost(round(each * source.rows), self.sampler)}"),
-            ("judge", f"{self.scorer.label}, {2 * source.rows:,} images; {self.column}: {self.column_meaning}"),
+            ("judge", f"{self.scorer.label}, {2 * source.rows:,} images; {self.column}: {meaning}"),
         ]
-
-    @property
-    def column_meaning(self) -> str:
-        return self.scorer.columns[self.column]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from dpo_core.data.quarantine import read_quarantine
 from dpo_core.data.sources.shapes import captions
@@ -98,3 +100,22 @@ def test_an_exported_lora_draws_for_its_own_next_round(tmp_path):
     (ours,), (theirs,) = made(tmp_path / "lora"), made(tmp_path / "base")
     assert ours["model_0"] == ours["model_1"] == model
     assert {ours["image_0_uid"], ours["image_1_uid"]}.isdisjoint({theirs["image_0_uid"], theirs["image_1_uid"]})
+
+
+def test_a_judge_without_the_column_or_in_need_of_reference_images_is_refused():
+    for judge, message in (
+        ({"column": "beauty"}, "'beauty' is not one of correct"),
+        ({"scorer": {"kind": "clip_i"}}, "compares with reference images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            samples(judges=[judge])
+
+
+def test_other_weights_of_a_judge_are_another_set(tmp_path):
+    head = tmp_path / "head.safetensors"
+    ids = []
+    for scale in (1.0, 2.0):
+        save_file({"layers.0.weight": torch.full((1, 768), scale)}, head)
+        recipe = samples(judges=[{"scorer": {"kind": "aesthetic", "clip": str(tmp_path), "head": str(head)}}])
+        ids.append(recipe.identity()["recipe.judges.aesthetic/aesthetic"])
+    assert ids[0] != ids[1]
