@@ -27,7 +27,7 @@ class CaptionJob(Section):
     """The pairs. Their prompts are read from caption, or from caption_0 and caption_1 (data.captions=per_image)."""
     out: str = "runs/captions"
     """Folder of the new set; train on it with data.captions=per_image."""
-    shard_pairs: int = Field(default=64, ge=1)
+    shard_pairs: int = Field(default=32, ge=1)
     """Pairs per shard, rounded up to whole row groups; what a killed job asks for again."""
     describe: Describer
     """Who describes the images."""

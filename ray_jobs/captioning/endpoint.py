@@ -1,12 +1,11 @@
 """Any server that speaks OpenAI's chat completions: vLLM and the like, or a hosted model."""
 
+import asyncio
 import base64
 import io
 import os
 import re
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -106,11 +105,8 @@ class Chat:
             raise ValueError(f"the environment variable {endpoint.api_key_env} (api_key_env) is not set in the worker")
         self._api = openai
         self._endpoint = endpoint
-        self._client = openai.OpenAI(
-            base_url=endpoint.base_url, api_key=key, timeout=endpoint.timeout, max_retries=endpoint.max_retries
-        )
+        self._key = key
         self._failed_in_a_row = 0
-        self._lock = threading.Lock()
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer per question, in order.
@@ -118,41 +114,55 @@ class Chat:
         Raises ValueError when the server cannot be reached, knows no such model or key, lets nobody in any more, or
         fails call after call: rows must not pay for that.
         """
-        with ThreadPoolExecutor(max_workers=self._endpoint.concurrency) as threads:
-            pending = [threads.submit(self._one, question) for question in questions]
-            try:
-                return [answer.result() for answer in pending]
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
+        return asyncio.run(self._all(questions))
 
-    def _one(self, question: Question) -> Answer:
+    async def _all(self, questions: Sequence[Question]) -> list[Answer]:
+        endpoint = self._endpoint
+        places = asyncio.Semaphore(endpoint.concurrency)
+        async with self._api.AsyncOpenAI(
+            base_url=endpoint.base_url, api_key=self._key, timeout=endpoint.timeout, max_retries=endpoint.max_retries
+        ) as client:
+            calls = [asyncio.create_task(self._one(client, places, question)) for question in questions]
+            try:
+                return list(await asyncio.gather(*calls))
+            finally:
+                # Nobody waits for what is under way when one call ends the job, or the user does.
+                for call in calls:
+                    call.cancel()
+                await asyncio.gather(*calls, return_exceptions=True)
+
+    async def _one(self, client: Any, places: asyncio.Semaphore, question: Question) -> Answer:
         api, endpoint = self._api, self._endpoint
-        try:
-            reply = self._client.chat.completions.create(
-                model=endpoint.model,
-                messages=[{"role": "user", "content": _content(question)}],
-                max_tokens=endpoint.max_tokens,
-                temperature=endpoint.temperature,
-            )
-        except (api.AuthenticationError, api.PermissionDeniedError, api.NotFoundError, api.RateLimitError) as error:
-            raise ValueError(f"{endpoint.base_url} refuses {endpoint.model!r}: {_said(error)}") from error
-        except (api.APITimeoutError, api.APIStatusError, api.APIResponseValidationError) as error:
-            return self._failure(_said(error))
-        except api.APIConnectionError as error:
-            raise ValueError(f"{endpoint.base_url} cannot be reached: {error.__cause__ or error}") from error
-        with self._lock:
-            self._failed_in_a_row = 0
+        async with places:
+            content = await asyncio.to_thread(_content, question)
+            try:
+                reply = await client.chat.completions.create(
+                    model=endpoint.model,
+                    messages=[{"role": "user", "content": content}],
+                    max_tokens=endpoint.max_tokens,
+                    temperature=endpoint.temperature,
+                )
+            except (api.AuthenticationError, api.PermissionDeniedError, api.NotFoundError, api.RateLimitError) as error:
+                raise ValueError(f"{endpoint.base_url} refuses {endpoint.model!r}: {self._said(error)}") from error
+            except (api.APITimeoutError, api.APIStatusError, api.APIResponseValidationError) as error:
+                return self._failure(self._said(error))
+            except api.APIConnectionError as error:
+                raise ValueError(f"{endpoint.base_url} cannot be reached: {error.__cause__ or error}") from error
+        self._failed_in_a_row = 0
         return _answer(reply)
 
+    def _said(self, error: Exception) -> str:
+        """What the server said; some servers repeat the key that they refuse."""
+        text = " ".join(str(error).split())
+        return (text.replace(self._key, "[key]") if self._endpoint.api_key_env else text)[:300]
+
     def _failure(self, what: str) -> Answer:
-        with self._lock:
-            self._failed_in_a_row += 1
-            failed = self._failed_in_a_row
-        if failed >= GIVE_UP_AFTER:
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= GIVE_UP_AFTER:
             raise ValueError(
-                f"{self._endpoint.base_url} failed {failed} calls in a row, each after {self._endpoint.max_retries} "
-                f"retries, the last with: {what}; run the same job again to go on with the shards that are missing"
+                f"{self._endpoint.base_url} failed {self._failed_in_a_row} calls in a row, each after "
+                f"{self._endpoint.max_retries} retries, the last with: {what}; run the same job again to go on with "
+                "the shards that are missing"
             )
         return Answer(rejected=RowRejected(Reason.ANSWER_MISSING, what))
 
@@ -182,7 +192,3 @@ def _content(question: Question) -> Any:
     Image.fromarray(question.image).save(buffer, format="JPEG", quality=95)
     data = base64.b64encode(buffer.getvalue()).decode()
     return [{"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}, text]
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

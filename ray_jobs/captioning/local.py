@@ -30,6 +30,9 @@ class LocalModel(Section):
 
     def parts(self, model_class: Any, processor_class: Any, processor: str) -> tuple[Any, Any]:
         """The model on its device and its processor. Raises ValueError when they cannot be read."""
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
         # A model that one GPU does not hold is laid over all that the worker has.
         many = torch.cuda.device_count() > 1
         place = {"device_map": "auto"} if many else {}

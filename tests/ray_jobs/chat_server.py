@@ -57,7 +57,7 @@ class ChatServer:
         if held:
             self.stopping.wait(60)
         if self.key is not None and call.key != f"Bearer {self.key}":
-            return 401, {}, {"error": {"message": "wrong key"}}
+            return 401, {}, {"error": {"message": f"wrong key {call.key}"}}
         if call.body["model"] != self.model:
             return 404, {}, {"error": {"message": "no such model"}}
         if action == "slow":

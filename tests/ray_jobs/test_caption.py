@@ -276,6 +276,22 @@ def test_a_killed_job_asks_nothing_again_for_its_finished_shards(tmp_path):
     assert [row["caption_0"] for row in rows_of(out)] == [named(i, 0) for i in range(8)]
 
 
+def test_an_interrupt_ends_a_job_at_once_though_the_server_never_answers(tmp_path):
+    pairs, out = colour_pairs(tmp_path / "pairs", 8), tmp_path / "out"
+    with chat_server(hold=4) as server:
+        save_config(job(server, pairs, out, perturbed=False, endpoint={"max_retries": 6}), tmp_path / "job.yaml")
+        command = [sys.executable, "-m", "ray_jobs.caption", "--config", str(tmp_path / "job.yaml")]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        end = time.monotonic() + 120
+        while len(server.calls) < 8 and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        _, errors = process.communicate(timeout=60)
+        assert time.monotonic() - began < 10
+    assert (process.returncode, errors) == (130, "interrupted\n")
+
+
 @pytest.mark.parametrize("preset", sorted((ROOT / "tune_configs" / "data").glob("caption*.yaml")), ids=lambda p: p.stem)
 def test_presets_are_whole(preset):
     assert load_config(CaptionJob, preset, ["data.paths=[x]"]).out.endswith(preset.stem)

@@ -11,11 +11,15 @@ from dpo_core.data.quarantine import read_quarantine
 from dpo_core.data.section import DataSection
 from eval.scorers.shapes import Shapes
 from eval.stats import win_rate_interval
+from ray_jobs.caption import CaptionJob
+from ray_jobs.caption import shard_job as caption_job
+from ray_jobs.captioning.section import DescribeByEndpoint
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import load_config
 from ray_jobs.label import LabelJob, main, shard_job
 from ray_jobs.labelling import agreement
 from ray_jobs.shards import run_shards, shard_files
+from tests.ray_jobs.chat_server import chat_server
 from tests.ray_jobs.colour_pairs import colour_pairs
 from tests.ray_jobs.redness import Paleness, Redness
 
@@ -115,6 +119,24 @@ def test_a_second_scorer_is_compared_with_people_and_not_with_the_first(tmp_path
     again = label(tmp_path / "one", tmp_path / "two", column="blue", scorer=Paleness())
     assert again.report["agreement"] == 0.75
     assert [row["given_label_0"] for row in rows_of(tmp_path / "two")] == [1, 1, 1, 0]
+
+
+def test_who_labelled_a_set_stays_known_in_what_is_made_of_it(tmp_path):
+    pairs = colour_pairs(tmp_path / "pairs", 4)
+    label(pairs, tmp_path / "one", column="blue")
+    scored = label(tmp_path / "one", tmp_path / "two", mode="add_scores", scorer=Redness(name="other"))
+    assert scored.report["labelled_by"] == ["redness/blue"]
+    kept = label(
+        tmp_path / "two", tmp_path / "three", column="blue", mode="filter_agreeing", scorer=Redness(name="third")
+    )
+    assert kept.report["labelled_by"] == ["redness/blue", "third/blue"]
+    again = label(tmp_path / "three", tmp_path / "four", column="blue", scorer=Redness(name="last"))
+    assert again.report["labelled_by"] == ["last/blue"]
+    with chat_server() as server:
+        endpoint = DescribeByEndpoint(base_url=server.base_url, model=server.model)
+        data = DataSection(paths=[str(tmp_path / "three")])
+        captions = CaptionJob(data=data, out=str(tmp_path / "captions"), describe=endpoint)
+        assert run_shards(caption_job(captions), QUIET).report["labelled_by"] == ["redness/blue", "third/blue"]
 
 
 @pytest.mark.parametrize("captions", ["shared", "per_image"])
