@@ -180,7 +180,8 @@ def _parts(file: str) -> list[Part]:
             sides = [schema.chosen_side(row["label_0"], row["label_1"]) for row in rows]
             origins = [row[ORIGIN].rpartition("#") for row in rows]
             ids = [f"{name_of(origin)}#{row}" for origin, _, row in origins]
-            places, told = list(range(len(rows))), tuple((origin, int(row)) for origin, _, row in origins)
+            # Millions of pairs share a few names of files.
+            places, told = list(range(len(rows))), tuple((sys.intern(origin), int(row)) for origin, _, row in origins)
             parts.append(Part(RowGroup(file, group, first), places, ids, sides, told))
             first += len(rows)
     return parts

@@ -3,7 +3,7 @@
 import json
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dpo_core.data import locations
@@ -24,7 +24,7 @@ class Pointer:
     row: int | None = None
 
     def encode(self) -> bytes:
-        return json.dumps(list(asdict(self).values())).encode()
+        return json.dumps([self.location, self.member, self.row]).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> "Pointer":
@@ -82,7 +82,8 @@ def find_files(paths: list[str], suffixes: tuple[str, ...]) -> list[str]:
     for path in paths:
         files = locations.find(path, suffixes)
         if not files:
-            raise ValueError(f"source.paths: {path!r} leads to no file; expected are files that end in {suffixes}")
+            endings = ", ".join(suffixes)
+            raise ValueError(f"source.paths: {path!r} leads to no file; give files, or folders of files in {endings}")
         found += files
     if len(set(found)) < len(found):
         twice = next(file for file in found if found.count(file) > 1)
