@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -57,7 +59,7 @@ def test_pixels_are_those_of_the_original_evaluator():
     from torchvision import transforms
 
     steps = [transforms.Resize(256, interpolation=transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(224)]
-    original = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    original: Any = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     for size in ((300, 200), (131, 257), (512, 512)):
         image = Image.effect_noise(size, 80).convert("RGB")
         assert torch.allclose(cropped_pixels([image], 256, 224, MEAN, STD)[0], original(image), atol=1e-5)

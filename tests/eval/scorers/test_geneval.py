@@ -1,4 +1,5 @@
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +15,14 @@ from eval.scorers.geneval import COLOURS, Colourist, GenEval, cut_out, things
 from eval.scorers.geneval_rules import Thing, requirements
 from tests.eval.scorers.test_clip_t import tiny as tiny_clip  # noqa: F401
 
+SWIN: dict[str, Any] = {
+    "image_size": 32,
+    "embed_dim": 8,
+    "depths": [1] * 4,
+    "num_heads": [1, 1, 2, 2],
+    "window_size": 4,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
 CLASSES = sorted({wish["class"] for row in requirements().values() for wish in row["include"]})
 
 
@@ -23,10 +32,7 @@ def detector(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mask2former")
     torch.manual_seed(0)
     config = Mask2FormerConfig(
-        backbone_config=SwinConfig(
-            image_size=32, embed_dim=8, depths=[1] * 4, num_heads=[1, 1, 2, 2], window_size=4,
-            out_features=["stage1", "stage2", "stage3", "stage4"],
-        ),
+        backbone_config=SwinConfig(**SWIN),
         feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16, encoder_layers=1,
         decoder_layers=2, dim_feedforward=16, num_attention_heads=2, num_queries=10,
         id2label=dict(enumerate(CLASSES)), label2id={name: i for i, name in enumerate(CLASSES)},
@@ -81,7 +87,7 @@ def test_the_colour_is_the_nearest_of_three_sentences_each():
     def see(pieces):
         return torch.nn.functional.one_hot(torch.tensor([4, 0])[: len(pieces)], 10).float()
 
-    colourist = Colourist(SimpleNamespace(read=read, see=see))
+    colourist = Colourist(cast(Any, SimpleNamespace(read=read, see=see)))
     boxes = [Thing("cow", 1.0, (0, 0, 4, 4)), Thing("cow", 0.9, (4, 4, 8, 8))]
     assert colourist(Image.new("RGB", (8, 8)), boxes, "cow") == ["blue", "red"]
     assert texts["read"][:3] == ["a photo of a red cow", "a photo of a red-colored cow", "a photo of a red object"]

@@ -85,7 +85,7 @@ def test_every_prompt_of_the_set_can_be_answered_right_and_wrong():
 
 
 def test_a_detector_must_know_every_class():
-    classes = {wish["class"] for row in requirements().values() for wish in row["include"]}
+    classes: set[str] = {wish["class"] for row in requirements().values() for wish in row["include"]}
     renamed = {"computer mouse": "mouse", "tv": "tvmonitor"}
     labels = dict(enumerate(renamed.get(name, name) for name in sorted(classes)))
     assert set(class_names(labels).values()) == classes

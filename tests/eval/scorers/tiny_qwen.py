@@ -1,5 +1,7 @@
 """A folder as Qwen2-VL's on the hub, but tiny: config, tokenizer of single bytes, chat template, image processor."""
 
+from typing import Any
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -29,7 +31,8 @@ def make_tiny_qwen(folder):
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL[1:]})
     for name in ("image_token", "video_token"):
         setattr(tokenizer, name, f"<|{name.removesuffix('_token')}_pad|>")
-    ids = {word: tokenizer.convert_tokens_to_ids(word) for word in SPECIAL}
+    ids: dict[str, Any] = {word: tokenizer.convert_tokens_to_ids(word) for word in SPECIAL}
+    words: dict[str, Any] = {"bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"]}
     config = Qwen2VLConfig(
         text_config={
             "hidden_size": 32,
@@ -46,8 +49,7 @@ def make_tiny_qwen(folder):
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
-        bos_token_id=ids["<|endoftext|>"],
-        eos_token_id=ids["<|im_end|>"],
+        **words,
     )
     config.architectures = ["Qwen2VLForConditionalGeneration"]
     processor = Qwen2VLProcessor(Qwen2VLImageProcessorPil(), tokenizer, Qwen2VLVideoProcessor(), chat_template=TEMPLATE)
