@@ -1,6 +1,8 @@
-"""palate status RUN [--html] [--stop]: how a training run stands, from its folder alone.
+"""palate status: how a training run stands, from its folder alone.
 
-RUN is the folder of a run. --html also writes run.html into it: one page with all curves, that needs nothing else.
+usage: palate status RUN [--html] [--json] [--stop]
+
+RUN is the folder of a run. --json prints for programs. --html also writes run.html into it: one page with all curves, that needs nothing else.
 --stop asks the run to end after its current update, with a checkpoint; the command that started it goes on from there.
 """
 
