@@ -32,7 +32,7 @@ def mean_interval(values: Values, *, resamples: int = RESAMPLES, seed: int = SEE
     return float(low), float(high)
 
 
-def win_rate_interval(shares: Values) -> tuple[float, float]:
+def win_rate_interval(shares: Values, *, resamples: int = RESAMPLES) -> tuple[float, float]:
     """95 % interval of the mean of ``shares`` [n prompts], each in 0..1 (ties count half, seeds are averaged).
 
     Wilson's score interval where every prompt is won or lost outright, since it holds near 0 and 1 where a bootstrap
@@ -40,7 +40,7 @@ def win_rate_interval(shares: Values) -> tuple[float, float]:
     less than coin tosses and Wilson's interval is up to twice too wide. n counts prompts, never images.
     """
     if np.ptp(shares) > 0 and not np.isin(shares, (0.0, 1.0)).all():
-        low, high = mean_interval(shares)
+        low, high = mean_interval(shares, resamples=resamples)
         return max(0.0, low), min(1.0, high)
     n, p, z = len(shares), float(shares.mean()), float(stats.norm.ppf(0.5 + LEVEL / 2))
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)

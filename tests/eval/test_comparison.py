@@ -8,7 +8,11 @@ from eval.prompts import Prompt
 
 NAN = float("nan")
 PLAN = ComparisonPlan.model_validate(
-    {"models": {"base": "a", "dpo": "b"}, "images_per_prompt": 2, "scorers": [{"kind": "aesthetic", "name": "aesthetic"}]}
+    {
+        "models": {"base": "a", "dpo": "b"},
+        "images_per_prompt": 2,
+        "scorers": [{"kind": "aesthetic", "name": "aesthetic"}],
+    }
 )
 
 

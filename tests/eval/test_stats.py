@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from eval.stats import benjamini_hochberg, mean_interval, minimum_detectable, sign_flip_p, win_rate_interval
+from eval.stats import (
+    agreement,
+    benjamini_hochberg,
+    bradley_terry,
+    mean_interval,
+    minimum_detectable,
+    prompts_needed,
+    sign_flip_p,
+    sign_test_p,
+    win_rate_interval,
+)
 
 
 def array(*values: float) -> np.ndarray:
@@ -33,15 +43,41 @@ def test_the_interval_of_normal_data_is_students():
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.04)
 
 
-@pytest.mark.parametrize("prompts", [30, 144])
-def test_the_interval_covers_the_true_difference_nine_and_a_half_times_of_ten(prompts):
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(400):
-        deltas = rng.choice([-1.0, 0.0, 1.0], size=prompts, p=[0.05, 0.75, 0.2])
-        low, high = mean_interval(deltas, resamples=999)
-        covered += low <= 0.15 <= high
-    assert 0.92 <= covered / 400 <= 0.98
+def deltas_of_shares(rng, prompts):
+    """Differences of two right-or-wrong scores, mean 0.15."""
+    return rng.choice([-1.0, 0.0, 1.0], size=prompts, p=[0.05, 0.75, 0.2]), 0.15
+
+
+def deltas_of_four_images(rng, prompts):
+    """A prompt's own effect, seen through four noisy images, averaged: mean 0.3."""
+    return 0.3 + rng.normal(size=prompts) + 0.5 * rng.normal(size=(prompts, 4)).mean(axis=1), 0.3
+
+
+def skewed_deltas(rng, prompts):
+    """Small losses and now and then a large gain: mean 1."""
+    return rng.gamma(2.0, 0.5, size=prompts), 1.0
+
+
+@pytest.mark.parametrize("draw", [deltas_of_shares, deltas_of_four_images, skewed_deltas])
+def test_intervals_hold_the_truth_93_to_97_times_in_100(draw):
+    rng, repeats, covered = np.random.default_rng(0), 1500, 0
+    for _ in range(repeats):
+        values, truth = draw(rng, 120)
+        low, high = mean_interval(values, resamples=499)
+        covered += low <= truth <= high
+    assert 0.93 <= covered / repeats <= 0.97
+
+
+@pytest.mark.parametrize("ties", [0.0, 0.4])
+def test_win_rate_intervals_hold_the_truth_93_to_97_times_in_100(ties):
+    rng, repeats, covered = np.random.default_rng(1), 1500, 0
+    truth = 0.6 * (1 - ties) + 0.5 * ties
+    for _ in range(repeats):
+        shares = (rng.random(120) < 0.6).astype(float)
+        shares[rng.random(120) < ties] = 0.5
+        low, high = win_rate_interval(shares, resamples=499)
+        covered += low <= truth <= high
+    assert 0.93 <= covered / repeats <= 0.97
 
 
 def test_averaging_over_seeds_first_keeps_the_coverage_that_pooling_images_loses():
@@ -105,3 +141,95 @@ def test_minimum_detectable_effect_by_hand():
     assert minimum_detectable(deltas) == pytest.approx((1.959964 + 0.841621) * spread / 10, rel=1e-6)
     assert minimum_detectable(array(1)) is None
     assert minimum_detectable(array(0, 0, 0)) is None
+
+
+def test_prompts_needed_for_the_detectable_effect_are_those_there_are():
+    deltas = np.random.default_rng(0).normal(size=200)
+    smallest = minimum_detectable(deltas)
+    assert smallest is not None
+    assert prompts_needed(deltas, smallest) == 200
+    assert prompts_needed(deltas, smallest / 2) == 800
+    assert prompts_needed(deltas, 0.0) is None
+
+
+def test_the_detectable_effect_is_seen_in_four_of_five_repeats():
+    rng = np.random.default_rng(2)
+    seen = sum(sign_flip_p(rng.normal(0.28, 1, 100), resamples=399) < 0.05 for _ in range(400)) / 400
+    assert minimum_detectable(np.random.default_rng(0).normal(size=100_000)[:100]) == pytest.approx(0.28, abs=0.03)
+    assert 0.74 <= seen <= 0.86
+
+
+def test_the_sign_test_counts_only_prompts_that_are_decided():
+    assert sign_test_p(8, 0) == pytest.approx(2 / 256)
+    assert sign_test_p(5, 5) == 1.0
+    assert sign_test_p(0, 0) == 1.0
+
+
+def test_benjamini_hochberg_names_no_winner_among_equals_more_than_once_in_twenty():
+    rng = np.random.default_rng(0)
+    named = sum(min(benjamini_hochberg(rng.random(8).tolist())) < 0.05 for _ in range(2000)) / 2000
+    assert 0.035 <= named <= 0.065
+
+
+def battles(rng, strength, prompts, shared=0.8):
+    """Win tables of models on shared prompts; ``shared`` is how much a prompt favours a model all by itself."""
+    taste = shared * rng.normal(size=(prompts, len(strength)))
+    wins = np.zeros((prompts, len(strength), len(strength)))
+    for i in range(len(strength)):
+        for j in range(i):
+            odds = strength[i] - strength[j] + taste[:, i] - taste[:, j]
+            wins[:, i, j] = (rng.random((4, prompts)) < 1 / (1 + np.exp(-odds))).mean(axis=0)
+            wins[:, j, i] = 1 - wins[:, i, j]
+    return wins
+
+
+def test_ratings_of_two_models_are_the_log_odds_of_their_wins():
+    wins = np.zeros((1000, 2, 2))
+    wins[:750, 1, 0] = wins[750:, 0, 1] = 1
+    (base, low, high), (rating, *_) = bradley_terry(wins)
+    assert (base, low, high) == (0, 0, 0)
+    assert rating == pytest.approx(400 * np.log10(3), abs=0.5)
+
+
+def test_ratings_agree_with_scipys_maximum_likelihood():
+    from scipy.optimize import minimize
+
+    wins = battles(np.random.default_rng(4), [0, 0.5, -0.3, 1.0], 300)
+    won = wins.sum(axis=0) + 0.25 * (1 - np.eye(4))
+
+    def loss(free):
+        theta = np.array([0, *free])
+        return (won * np.log1p(np.exp(theta[None] - theta[:, None]))).sum()
+
+    expected = minimize(loss, np.zeros(3)).x * 400 / np.log(10)
+    assert [row[0] for row in bradley_terry(wins)[1:]] == pytest.approx(expected, abs=0.05)
+
+
+def test_intervals_of_ratings_resample_prompts_and_so_hold_the_truth():
+    rng, strength = np.random.default_rng(0), [0.0, 0.2, 0.5]
+    truth = [row[0] for row in bradley_terry(battles(rng, strength, 100_000), resamples=2)]
+    covered = 0
+    for _ in range(300):
+        rows = bradley_terry(battles(rng, strength, 100), resamples=300)
+        covered += sum(low <= true <= high for true, (_, low, high) in zip(truth[1:], rows[1:], strict=True))
+    assert 0.92 <= covered / 600 <= 0.975
+
+
+def test_a_model_that_always_wins_keeps_a_finite_rating():
+    wins = np.zeros((20, 2, 2))
+    wins[:, 1, 0] = 1
+    assert 400 < bradley_terry(wins)[1][0] < 1000
+
+
+def test_scorers_that_agree_correlate_and_those_that_do_not_do_not():
+    rng = np.random.default_rng(0)
+    one, noise = rng.normal(size=200), rng.normal(size=200)
+    same, apart, turned = agreement(one, one**3), agreement(one, noise), agreement(one, -one)
+    assert same is not None
+    assert apart is not None
+    assert turned is not None
+    assert (same[0], same[3]) == (pytest.approx(1), 1.0)
+    assert turned[0] == pytest.approx(-1)
+    assert apart[1] < 0 < apart[2]
+    assert apart[0] == pytest.approx(scipy_stats.spearmanr(one, noise)[0])
+    assert agreement(one, np.zeros(200)) is None
