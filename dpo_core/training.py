@@ -13,6 +13,7 @@ from dpo_core.data.batches import PairBatch, Share
 from dpo_core.data.encoder import check_encoder
 from dpo_core.data.plan import DataSection, Plan
 from dpo_core.data.quarantine import Quarantine, Quarantined, counts_by_reason, read_quarantine
+from dpo_core.data.texts import load_family
 from dpo_core.diagnostics import ChosenErrorAlarm
 from dpo_core.export import export_model
 from dpo_core.families import DTYPES, SD15, AnyFamily, Precision, weights_hash
@@ -106,7 +107,9 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
     loop, objective = config.loop, config.objective
     record = config.model_dump(mode="json", include=set(TrainSection.model_fields)) | {"data_sha256": plan.fingerprint}
     check_encoder(plan, config.family)
-    family = config.family.load(context.device, loop.precision)
+    family = load_family(
+        config.family, context.device, loop.precision, plan, config.data, encodes=config.policy.text_encoder
+    )
     check_timesteps(config.timesteps, family)
     base_hash = weights_hash([family.denoiser]) if context.rank == 0 else ""
     policy = Policy(config.policy, family, context.device, loop.precision, loop.seed, objective.needs_reference)

@@ -4,13 +4,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from rich.console import Console
 
 from dpo_core.data.latents import (
     LatentCache,
+    cached_captions,
     is_cache,
     quarantine_file,
     read_cache,
@@ -28,6 +29,12 @@ from dpo_core.section import Section
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import run_verb
 
+if TYPE_CHECKING:
+    from ray_jobs import encoding
+
+CAPTIONS_PER_SHARD = 512
+"""Captions of a shard of text states."""
+
 
 class CacheSection(Section):
     """What is written, and how it is computed."""
@@ -35,13 +42,15 @@ class CacheSection(Section):
     folder: str = "latents"
     """Folder of the cache; data.paths of a training job may name it."""
     dtype: Literal["float32", "float16"] = "float32"
-    """How posteriors are stored; float16 halves the space and rounds at the fourth digit."""
+    """How posteriors and text states are stored; float16 halves the space and rounds at the fourth digit."""
     shard_pairs: int = Field(default=256, ge=1)
     """Pairs per shard, rounded up to whole row groups of the source; a shard is what a killed job repeats."""
-    batch_size: int = Field(default=8, ge=1)
-    """Pairs that the autoencoder encodes at once."""
     precision: Precision = "fp32"
-    """Precision of the autoencoder."""
+    """Precision of the encoders."""
+    flips: bool = False
+    """Also encode the mirrored crops, so that data.flip works on the cache; doubles its size."""
+    text: bool = False
+    """Also store what the text encoders say of every caption, each caption once; training then loads none of them."""
 
 
 class PrepareJob(Section):
@@ -65,7 +74,7 @@ def make_shards(plan: Plan, shard_pairs: int) -> list[range]:
 
 def wanted_cache(job: PrepareJob, plan: Plan) -> LatentCache:
     """The description of the cache that ``job`` makes. Raises ValueError when the model has no autoencoder."""
-    from dpo_core.data.encoder import encoder_hash
+    from dpo_core.data.encoder import encoder_hash, text_hash
 
     data = job.data
     return LatentCache(
@@ -77,6 +86,8 @@ def wanted_cache(job: PrepareJob, plan: Plan) -> LatentCache:
         dtype=job.cache.dtype,
         source=plan.fingerprint,
         shard_pairs=job.cache.shard_pairs,
+        flips=job.cache.flips,
+        text=text_hash(job.family) if job.cache.text else "",
         limits={"min_side": data.min_side, "max_megapixels": data.max_megapixels, "max_aspect": data.max_aspect},
         total=plan.total,
         ties=plan.ties,
@@ -86,7 +97,7 @@ def wanted_cache(job: PrepareJob, plan: Plan) -> LatentCache:
 def image_plan(job: PrepareJob) -> Plan:
     """The plan of the images to encode. Raises ValueError as `Plan.build`, and for settings a cache cannot hold."""
     data = job.data
-    if needs_images := data.needs_images():
+    if needs_images := data.needs_images(flips=job.cache.flips):
         raise ValueError(
             f"a cache holds latents of one centre crop of each image, which cannot serve {needs_images}; leave that at "
             "its default, or train on the images"
@@ -103,13 +114,15 @@ def plan_rows(job: PrepareJob) -> list[tuple[str, str]]:
 
     plan = image_plan(job)
     shape = latent_shape(job.family, job.data.resolution)
-    size = plan.rows * 2 * 2 * math.prod(shape) * (4 if job.cache.dtype == "float32" else 2)
+    values = plan.rows * 2 * 2 * math.prod(shape) * (2 if job.cache.flips else 1)
+    size = values * (4 if job.cache.dtype == "float32" else 2)
+    extra = (", mirrored too" if job.cache.flips else "") + ("; and text states" if job.cache.text else "")
     shards = make_shards(plan, job.cache.shard_pairs)
     return [
         ("cache folder", str(Path(job.cache.folder).resolve())),
         ("usable pairs", f"{plan.rows:,} ({len(plan.quarantined)} in quarantine, {plan.ties} ties left out)"),
         ("shards", f"{len(shards):,}, of which {len(done_shards(job.cache.folder, len(shards))):,} are there"),
-        ("size", f"{size / 1e6:,.1f} MB (latents of {' x '.join(map(str, shape))})"),
+        ("size", f"{size / 1e6:,.1f} MB (latents of {' x '.join(map(str, shape))}{extra})"),
         ("workers", "in this process" if job.cluster.num_workers == 0 else str(job.cluster.num_workers)),
     ]
 
@@ -138,27 +151,51 @@ def prepare(job: PrepareJob, console: Console | None = None) -> Path:
             return folder
     folder.mkdir(parents=True, exist_ok=True)
     write_cache(folder, cache)
-    for left_by_a_killed_job in folder.glob(".shard-*"):
+    for left_by_a_killed_job in (*folder.glob(".shard-*"), *folder.glob(".text-*")):
         left_by_a_killed_job.unlink()
     shards = make_shards(plan, job.cache.shard_pairs)
     done = done_shards(folder, len(shards))
     missing = [index for index in range(len(shards)) if index not in done]
-    follow(encode(job, folder, plan, shards, missing), len(shards), len(done), console)
+    follow("shards", encode(job, folder, plan, shards, missing), len(shards), len(done), console)
+    if job.cache.text:
+        prepare_texts(job, folder, console)
     return finish(job, folder, plan, cache, console)
 
 
-def encode(job: PrepareJob, folder: Path, plan: Plan, shards: list[range], missing: list[int]) -> Iterator[int]:
-    """Write the ``missing`` shards; yields the index of each one as it is done."""
+def encode(job: PrepareJob, folder: Path, plan: Plan, shards: list[range], missing: list[int]) -> Iterator[None]:
+    """Write the ``missing`` shards; yields after each one."""
     from ray_jobs import encoding
 
-    tasks = [
-        encoding.ShardTask(index, str(folder / shard_name(index)), slots_of(plan, shards[index])) for index in missing
-    ]
-    recipe = encoding.Recipe(job.family, job.data, job.cache.dtype, job.cache.precision, job.cache.batch_size)
+    tasks = [encoding.ShardTask(str(folder / shard_name(index)), slots_of(plan, shards[index])) for index in missing]
     if job.cluster.num_workers == 0 or not tasks:
-        yield from encoding.encode_here(tasks, recipe)
+        return encoding.encode_here(tasks, recipe_of(job))
+    return encoding.encode_on_ray(tasks, recipe_of(job), job.cluster)
+
+
+def prepare_texts(job: PrepareJob, folder: Path, console: Console) -> None:
+    """Write the states of every caption in the shards, and of the empty one that dropout needs, once each."""
+    from dpo_core.data.texts import text_shard_name
+    from ray_jobs import encoding
+
+    captions = sorted({"", *cached_captions(shard_files(folder))})
+    starts = range(0, len(captions), CAPTIONS_PER_SHARD)
+    paths = [folder / text_shard_name(index) for index in range(len(starts))]
+    tasks = [
+        encoding.TextTask(str(path), captions[start : start + CAPTIONS_PER_SHARD])
+        for path, start in zip(paths, starts, strict=True)
+        if not path.exists()
+    ]
+    if job.cluster.num_workers == 0 or not tasks:
+        written = encoding.encode_texts_here(tasks, recipe_of(job))
     else:
-        yield from encoding.encode_on_ray(tasks, recipe, job.cluster)
+        written = encoding.encode_texts_on_ray(tasks, recipe_of(job), job.cluster)
+    follow("captions", written, len(paths), len(paths) - len(tasks), console)
+
+
+def recipe_of(job: PrepareJob) -> "encoding.Recipe":
+    from ray_jobs import encoding
+
+    return encoding.Recipe(job.family, job.data, job.cache.dtype, job.cache.precision, job.cache.flips)
 
 
 def slots_of(plan: Plan, groups: range) -> list[list[Slot]]:
@@ -168,7 +205,7 @@ def slots_of(plan: Plan, groups: range) -> list[list[Slot]]:
     ]
 
 
-def follow(done: Iterator[int], total: int, start: int, console: Console) -> None:
+def follow(what: str, done: Iterator[None], total: int, start: int, console: Console) -> None:
     """Show how many shards are done."""
     from rich.progress import (
         BarColumn,
@@ -179,9 +216,9 @@ def follow(done: Iterator[int], total: int, start: int, console: Console) -> Non
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("shards", total=total, completed=start)
+        bar = progress.add_task(what, total=total, completed=start)
         for _ in done:
             progress.advance(bar)
 

@@ -1,7 +1,8 @@
 """The latent cache: posteriors of the autoencoder as parquet shards, with everything needed to refuse a wrong one.
 
 A cache mirrors its source: row group i of the cache is row group i of the source, without the rows that were left out
-when the source was planned. So training on the cache takes the same order as training on the images.
+when the source was planned. So training on the cache takes the same order as training on the images. Numbers lie in
+plain binary columns, which are read without being touched (``tests/benchmarks/cache_reading.py``).
 """
 
 import json
@@ -21,7 +22,7 @@ from dpo_core.data.quarantine import Quarantined, Reason, RowRejected
 from dpo_core.data.scan import RowGroup
 
 CACHE_FILE = "cache.json"
-FORMAT = 2
+FORMAT = 3
 """Raised whenever shards of before cannot be read any more."""
 SHARD_SCHEMA = pa.schema(
     [
@@ -29,6 +30,7 @@ SHARD_SCHEMA = pa.schema(
         ("chosen_captions", pa.list_(pa.string())),
         ("rejected_captions", pa.list_(pa.string())),
         ("posterior", pa.binary()),
+        ("mirrored", pa.binary()),
         ("shape", pa.list_(pa.int32())),
         ("geometry", pa.list_(pa.int32())),
         ("digest", pa.binary()),
@@ -38,7 +40,8 @@ SHARD_SCHEMA = pa.schema(
         ("source_row", pa.int64()),
     ]
 )
-"""``posterior`` is ``[2, 2, C, h, w]`` (chosen, rejected; mean, deviation), ``shape`` is (C, h, w), ``geometry``
+"""``posterior`` is ``[2, 2, C, h, w]`` (chosen, rejected; mean, deviation), ``mirrored`` the same of the mirrored
+crops where the cache has them, ``shape`` is (C, h, w), ``geometry``
 ``[2, 6]`` as in `PairBatch`, ``digest`` that of the chosen image's bytes. ``reason`` says why an image could not be
 used: if the chosen one, all of these are null; if the rejected one, its half is that of a black image."""
 
@@ -62,6 +65,10 @@ class LatentCache:
     """Pairs asked for per shard: with the source it decides which rows a shard holds."""
     limits: dict[str, float]
     """Image limits that decided what was encoded."""
+    flips: bool = False
+    """Whether the mirrored crops are there as well."""
+    text: str = ""
+    """Hash of the text encoders whose states of every caption are there as well; empty where they are not."""
     shape: tuple[int, ...] = ()
     """(C, h, w), known once the first shard is written."""
     complete: bool = False
@@ -143,26 +150,39 @@ def shard_files(folder: str | Path) -> list[str]:
 
 def write_shard(path: str | Path, groups: Sequence[Sequence[dict[str, Any]]]) -> None:
     """Write rows of SHARD_SCHEMA, one parquet row group per element of ``groups``; the file is whole or absent."""
+    write_parquet(path, SHARD_SCHEMA, groups)
+
+
+def write_parquet(path: str | Path, schema: pa.Schema, groups: Sequence[Sequence[dict[str, Any]]]) -> None:
+    """Write rows of ``schema``, uncompressed, one row group per element of ``groups``; the file is whole or absent."""
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    # Posteriors are noise to a compressor, and the ids and captions beside them are small.
-    with pq.ParquetWriter(aside, SHARD_SCHEMA, compression="none", use_dictionary=False) as writer:
+    # Posteriors and states are noise to a compressor, and the ids and captions beside them are small. Statistics would
+    # repeat the largest and smallest of them in the footer.
+    with pq.ParquetWriter(
+        aside, schema, compression="none", use_dictionary=False, write_statistics=False, store_schema=True
+    ) as writer:
         for rows in groups:
-            writer.write_table(pa.Table.from_pylist(list(rows), schema=SHARD_SCHEMA), row_group_size=max(len(rows), 1))
+            writer.write_table(pa.Table.from_pylist(list(rows), schema=schema), row_group_size=max(len(rows), 1))
     aside.replace(path)
 
 
-def read_posterior(row: dict[str, Any], cache: LatentCache) -> NDArray[np.float32]:
-    """float32 ``[2, 2, C, h, w]`` of a shard's row. Raises RowRejected when its chosen image could not be used."""
-    if row["posterior"] is None:
-        raise RowRejected(Reason(row["reason"]), row["detail"])
-    values = np.frombuffer(row["posterior"], dtype=np.dtype(cache.dtype).newbyteorder("<"))
-    return values.astype(np.float32).reshape(2, 2, *cache.shape)
+def read_posterior(row: pa.Table, cache: LatentCache, side: int, *, mirrored: bool = False) -> NDArray[np.float32]:
+    """float32 ``[2, C, h, w]`` (mean, deviation) of one image of a shard's row: chosen (0) or rejected (1).
+
+    Raises RowRejected when the chosen image of the row could not be used.
+    """
+    packed = row.column("mirrored" if mirrored else "posterior")[0]
+    if not packed.is_valid:
+        raise RowRejected(Reason(row.column("reason")[0].as_py()), row.column("detail")[0].as_py())
+    values = np.frombuffer(packed.as_buffer(), dtype=np.dtype(cache.dtype).newbyteorder("<"))
+    return values.reshape(2, 2, *cache.shape)[side].astype(np.float32)
 
 
-def why_unusable(row: dict[str, Any]) -> RowRejected | None:
+def why_unusable(row: pa.Table) -> RowRejected | None:
     """Why the images of a shard's row cannot be used as a pair, None where they can."""
-    return RowRejected(Reason(row["reason"]), row["detail"]) if row["reason"] is not None else None
+    reason, detail = (row.column(name)[0].as_py() for name in ("reason", "detail"))
+    return RowRejected(Reason(reason), detail) if reason is not None else None
 
 
 def shard_quarantine(files: Sequence[str]) -> list[Quarantined]:
@@ -173,6 +193,15 @@ def shard_quarantine(files: Sequence[str]) -> list[Quarantined]:
         Quarantined(row["pair_id"], row["source_file"], row["source_row"], Reason(row["reason"]), row["detail"])
         for row in rows
     ]
+
+
+def cached_captions(files: Sequence[str]) -> set[str]:
+    """Every caption in these shards."""
+    columns = ["chosen_captions", "rejected_captions"]
+    lists = [
+        table.column(name) for file in files for table in [pq.read_table(file, columns=columns)] for name in columns
+    ]
+    return {caption for rows in lists for captions in rows.to_pylist() for caption in captions or ()}
 
 
 def read_shape(files: Sequence[str]) -> tuple[int, ...]:

@@ -63,7 +63,7 @@ class BatchLoader:
         if cache is None:
             self._rows = ImageRows(section, seed, quality_shape, cache_bytes=cache_bytes)
         else:
-            self._rows = LatentRows(section, cache, cache_bytes=cache_bytes)
+            self._rows = LatentRows(section, seed, cache, cache_bytes=cache_bytes)
 
     def load(self, slots: Sequence[Slot]) -> PairBatch:
         """The batch of ``slots``, in their order.
@@ -84,7 +84,7 @@ class BatchLoader:
                 continue
             self._put(batch, index, 0, row.chosen)
             if row.rejected is None:
-                waiting[index] = row.digest
+                waiting[index] = row.chosen.digest
             else:
                 self._put(batch, index, 1, row.rejected)
             self._describe(batch, index, slot, row)
@@ -134,10 +134,10 @@ class BatchLoader:
     def _donated(self, slot: Slot, digest: bytes) -> LoadedImage:
         for place in slot.donors:
             try:
-                image, other = self._rows.donate(place, slot)
+                image = self._rows.donate(place, slot)
             except RowRejected:
                 continue  # it is reported where its own turn comes
-            if other != digest:
+            if image.digest != digest:
                 return image
         raise ValueError(
             f"data.rejected=other finds no other image for pair {slot.pair_id}: {len(slot.donors)} other rows have the "

@@ -98,10 +98,11 @@ class Plan:
         if len(section.paths) > 1:
             raise ValueError(f"data.paths mixes a latent cache with other paths: {', '.join(section.paths)}; give one")
         cache, parts = latents.open_cache(section.paths[0], resolution=section.resolution, captions=section.captions)
-        if needs_images := section.needs_images():
+        if needs_images := section.needs_images(flips=cache.flips):
+            hint = ", or `palate prepare` with cache.flips=true" if not section.needs_images(flips=True) else ""
             raise ValueError(
                 f"{section.paths[0]} holds latents of centre crops, which cannot serve {needs_images}; leave that at "
-                "its default, or train on the images"
+                f"its default, or train on the images{hint}"
             )
         known = read_quarantine(latents.quarantine_file(section.paths[0]))
         check_share(known, cache.total, section.max_quarantined_share)

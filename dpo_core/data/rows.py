@@ -28,6 +28,8 @@ class LoadedImage:
 
     values: NDArray[np.uint8] | NDArray[np.float32]
     geometry: NDArray[np.int32]
+    digest: bytes = b""
+    """Of the image as stored: equal for equal images. Empty for an image that was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,6 @@ class LoadedRow:
     chosen: LoadedImage
     rejected: LoadedImage | RowRejected | None
     """Or why it cannot be used; None where it will be the chosen image of another pair."""
-    digest: bytes
-    """Of the chosen image as stored: equal for equal images."""
     chosen_captions: tuple[str, ...]
     rejected_captions: tuple[str, ...]
     prompt_image: NDArray[np.uint8] | None = None
@@ -54,8 +54,8 @@ class Rows(Protocol):
         """Raises RowRejected when the row cannot be used, ValueError when its file cannot be read."""
         ...
 
-    def donate(self, place: Place, slot: Slot) -> tuple[LoadedImage, bytes]:
-        """The chosen image at ``place`` as the rejected image of ``slot``, and its digest. Raises as `read` does."""
+    def donate(self, place: Place, slot: Slot) -> LoadedImage:
+        """The chosen image at ``place`` as the rejected image of ``slot``. Raises as `read` does."""
         ...
 
 
@@ -84,19 +84,17 @@ class ImageRows:
         chosen, geometry = self._crop(image, slot, "chosen", self._section.resolution)
         prompt = self._crop(image, slot, "chosen", PROMPT_IMAGE_SIDE)[0] if self._section.prompt_image else None
         return LoadedRow(
-            chosen=LoadedImage(_channels_first(chosen), geometry),
+            chosen=LoadedImage(_channels_first(chosen), geometry, _digest(pair.chosen)),
             rejected=self._rejected(pair, slot, chosen, geometry),
-            digest=_digest(pair.chosen),
             chosen_captions=pair.chosen_captions,
             rejected_captions=pair.rejected_captions,
             prompt_image=None if prompt is None else _channels_first(prompt),
             quality=quality,
         )
 
-    def donate(self, place: Place, slot: Slot) -> tuple[LoadedImage, bytes]:
+    def donate(self, place: Place, slot: Slot) -> LoadedImage:
         pair, _ = self._pair(self._reader.row(*place), slot.pair_id)
-        image = self._decode(pair.chosen, "chosen")
-        return self._as_rejected(image, slot), _digest(pair.chosen)
+        return self._as_rejected(pair.chosen, slot, "chosen")
 
     def _pair(self, row: pa.Table, pair_id: str) -> tuple[schema.PreferencePair, int]:
         side = schema.chosen_side(*(row.column(name)[0].as_py() for name in schema.LABELS))
@@ -113,15 +111,16 @@ class ImageRows:
             return None
         if kind == "given":
             try:
-                return self._as_rejected(self._decode(pair.rejected, "rejected"), slot)
+                return self._as_rejected(pair.rejected, slot, "rejected")
             except RowRejected as rejected:
                 return rejected
         worse = rejects.make_worse(kind, chosen, self._seed, slot.epoch, slot.pair_id)
         return LoadedImage(_channels_first(worse), geometry)
 
-    def _as_rejected(self, image: NDArray[np.uint8], slot: Slot) -> LoadedImage:
-        crop, geometry = self._crop(image, slot, "rejected", self._section.resolution)
-        return LoadedImage(_channels_first(crop), geometry)
+    def _as_rejected(self, data: bytes | None, slot: Slot, name: str) -> LoadedImage:
+        """``name`` is what the image is in its own pair."""
+        crop, geometry = self._crop(self._decode(data, name), slot, "rejected", self._section.resolution)
+        return LoadedImage(_channels_first(crop), geometry, _digest(data))
 
     def _decode(self, data: bytes | None, name: str) -> NDArray[np.uint8]:
         try:
@@ -134,12 +133,8 @@ class ImageRows:
     ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
         """uint8 ``[side, side, 3]`` and the geometry."""
 
-        def draw(purpose: str) -> float:
-            return randomness.uniform(self._seed, slot.epoch, slot.pair_id, purpose)
-
-        x, y = (draw(f"crop {axis}") if self._section.crop == "random" else 0.5 for axis in "xy")
-        flip = self._section.flip
-        mirrored = flip != "none" and draw("flip" if flip == "pair" else f"flip {name}") < 0.5
+        x, y = (_draw(self._seed, slot, f"crop {axis}") if self._section.crop == "random" else 0.5 for axis in "xy")
+        mirrored = is_mirrored(self._section, self._seed, slot, name)
         crop = images.training_crop(image, side, x=x, y=y, flip=mirrored)
         geometry = images.crop_geometry(images.size_of(image), side, x=x, y=y, flip=mirrored)
         return crop, np.array(geometry, dtype=np.int32)
@@ -148,31 +143,53 @@ class ImageRows:
 class LatentRows:
     """Rows of a latent cache; keeps recently read row groups up to ``cache_bytes``."""
 
-    def __init__(self, section: DataSection, cache: latents.LatentCache, *, cache_bytes: int) -> None:
-        self._other = section.rejected == "other"
+    def __init__(self, section: DataSection, seed: int, cache: latents.LatentCache, *, cache_bytes: int) -> None:
+        self._section = section
+        self._seed = seed
         self._cache = cache
-        self._reader = RowReader(latents.SHARD_SCHEMA.names, max_bytes=cache_bytes)
+        unread = {"shape", "source_file", "source_row"} | ({"mirrored"} if section.flip == "none" else set())
+        columns = [name for name in latents.SHARD_SCHEMA.names if name not in unread]
+        self._reader = RowReader(columns, max_bytes=cache_bytes)
 
     def read(self, slot: Slot) -> LoadedRow:
-        row, (chosen, rejected) = self._images(slot.group, slot.row)
-        unusable = latents.why_unusable(row)
+        row = self._reader.row(slot.group, slot.row)
+        chosen = self._image(row, 0, "chosen", slot)
+        rejected = None
+        if self._section.rejected != "other":
+            rejected = latents.why_unusable(row) or self._image(row, 1, "rejected", slot)
         return LoadedRow(
             chosen=chosen,
-            rejected=None if self._other else unusable or rejected,
-            digest=row["digest"],
-            chosen_captions=tuple(row["chosen_captions"]),
-            rejected_captions=tuple(row["rejected_captions"]),
+            rejected=rejected,
+            chosen_captions=tuple(row.column("chosen_captions")[0].as_py()),
+            rejected_captions=tuple(row.column("rejected_captions")[0].as_py()),
         )
 
-    def donate(self, place: Place, slot: Slot) -> tuple[LoadedImage, bytes]:
-        row, (chosen, _) = self._images(*place)
-        return chosen, row["digest"]
+    def donate(self, place: Place, slot: Slot) -> LoadedImage:
+        return self._image(self._reader.row(*place), 0, "rejected", slot)
 
-    def _images(self, group: latents.RowGroup, row: int) -> tuple[dict, list[LoadedImage]]:
-        values = self._reader.row(group, row).to_pylist()[0]
-        posterior = latents.read_posterior(values, self._cache)
-        geometry = np.array(values["geometry"], dtype=np.int32).reshape(2, 6)
-        return values, [LoadedImage(posterior[side], geometry[side]) for side in (0, 1)]
+    def _image(self, row: pa.Table, side: int, name: str, slot: Slot) -> LoadedImage:
+        """The image stored as chosen (0) or rejected (1), as the ``name`` image of ``slot``."""
+        mirrored = is_mirrored(self._section, self._seed, slot, name)
+        posterior = latents.read_posterior(row, self._cache, side, mirrored=mirrored)
+        geometry = np.array(row.column("geometry")[0].as_py(), dtype=np.int32).reshape(2, 6)[side]
+        if mirrored:
+            height, width = map(int, geometry[:2])
+            resolution = self._section.resolution
+            geometry = np.array(
+                images.crop_geometry((width, height), resolution, x=0.5, y=0.5, flip=True), dtype=np.int32
+            )
+        return LoadedImage(posterior, geometry, row.column("digest")[0].as_py() if side == 0 else b"")
+
+
+def is_mirrored(section: DataSection, seed: int, slot: Slot, name: str) -> bool:
+    """Whether the ``name`` image, chosen or rejected, of a slot is mirrored."""
+    if section.flip == "none":
+        return False
+    return _draw(seed, slot, "flip" if section.flip == "pair" else f"flip {name}") < 0.5
+
+
+def _draw(seed: int, slot: Slot, purpose: str) -> float:
+    return randomness.uniform(seed, slot.epoch, slot.pair_id, purpose)
 
 
 def _channels_first(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -67,11 +67,12 @@ class DataSection(Section):
             )
         return self
 
-    def needs_images(self) -> str:
-        """The settings that a latent cache cannot serve, in words; empty when it can serve all."""
+    def needs_images(self, *, flips: bool = False) -> str:
+        """The settings that a latent cache, with mirrored crops or without, cannot serve, in words; empty when it can
+        serve all."""
         servable: dict[str, tuple[object, ...]] = {
             "crop": ("center",),
-            "flip": ("none",),
+            "flip": ("none", "pair", "independent") if flips else ("none",),
             "rejected": ("given", "other"),
             "prompt_image": (False,),
             "quality": (False,),

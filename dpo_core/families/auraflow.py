@@ -8,7 +8,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from dpo_core.families.base import Conditioning, Precision
+from dpo_core.families.base import Conditioning, Parts, Precision
 from dpo_core.families.captions import States
 from dpo_core.families.transformer import FlowFamily, LoadedFlow
 from dpo_core.noising import Timesteps
@@ -21,12 +21,12 @@ class AuraFlow(FlowFamily):
     max_length: int = Field(default=256, ge=1)
     """Tokens of a caption that the text encoder reads."""
 
-    def load(self, device: torch.device, precision: Precision) -> "LoadedAuraFlow":
-        """Load the pipeline's parts: the transformer in float32, the frozen encoders in ``precision``.
+    def load(self, device: torch.device, precision: Precision, parts: Parts = "all") -> "LoadedAuraFlow":
+        """Load ``parts`` of the pipeline: the transformer in float32, the frozen encoders in ``precision``.
 
         Raises ValueError when the folder or hub id does not hold an AuraFlow pipeline.
         """
-        return LoadedAuraFlow(self, device, precision)
+        return LoadedAuraFlow(self, device, precision, parts)
 
 
 class LoadedAuraFlow(LoadedFlow):
@@ -34,8 +34,8 @@ class LoadedAuraFlow(LoadedFlow):
 
     pipeline_type = AuraFlowPipeline
 
-    def __init__(self, config: AuraFlow, device: torch.device, precision: Precision) -> None:
-        super().__init__(config, device, precision)
+    def __init__(self, config: AuraFlow, device: torch.device, precision: Precision, parts: Parts) -> None:
+        super().__init__(config, device, precision, parts)
         self.max_length = config.max_length
 
     def encode(self, caption: str, *, remember: bool) -> Conditioning:

@@ -16,6 +16,9 @@ from dpo_core.section import Section
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+Parts = Literal["all", "no_text", "text"]
+"""What is loaded of a model: everything, all but the text encoders (whose states are stored), or no more than those."""
+
 Conditioning = dict[str, Tensor]
 """What a denoiser is told besides noisy latents and timesteps; the first dimension of every tensor is the image."""
 
@@ -103,8 +106,9 @@ class Family(Section):
         """The folder or hub id that diffusers is asked for."""
         return resolve_model(self.model)
 
-    def load(self, device: torch.device, precision: Precision) -> Any:
-        """A ``LoadedFamily``: the denoiser in float32, the frozen encoders in ``precision``."""
+    def load(self, device: torch.device, precision: Precision, parts: Parts = "all") -> Any:
+        """A ``LoadedFamily``: the denoiser in float32, the frozen encoders in ``precision``; what is not among
+        ``parts`` is left out."""
         raise TypeError(f"{type(self).__name__} does not say how to load a model")
 
 

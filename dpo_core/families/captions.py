@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -11,8 +11,16 @@ from torch import Tensor
 States = tuple[Tensor, ...]
 
 
+class StoredStates(Protocol):
+    """What was encoded before the run."""
+
+    def find(self, encoder: str, caption: str) -> States:
+        """What ``encoder`` made of ``caption``, on the CPU. Raises ValueError when that is not stored."""
+        ...
+
+
 class CaptionMemory:
-    """Encoded captions, the least recently used forgotten first.
+    """Encoded captions, the least recently used forgotten first. With ``stored`` they are read, not encoded.
 
     A caption in T5-XXL's states takes 2 to 4 MiB, so not all of a large data set can be kept, and none of it on the
     accelerator. Forgetting changes no bits: each caption is encoded alone, whenever it is encoded.
@@ -22,6 +30,7 @@ class CaptionMemory:
         self.device = device
         self.max_bytes = max_bytes
         self.bytes = 0
+        self.stored: StoredStates | None = None
         self._states: OrderedDict[tuple[str, str], States] = OrderedDict()
 
     def recall(self, encoder: str, caption: str, encode: Callable[[str], States], *, keep: bool = True) -> States:
@@ -33,12 +42,22 @@ class CaptionMemory:
         if name in self._states:
             self._states.move_to_end(name)
         else:
-            with torch.no_grad():
-                self._states[name] = tuple(state.cpu() for state in encode(caption))
+            if self.stored is not None:
+                self._states[name] = self.stored.find(encoder, caption)
+            else:
+                with torch.no_grad():
+                    self._states[name] = tuple(state.cpu() for state in encode(caption))
             self.bytes += size(self._states[name])
             while self.bytes > self.max_bytes and len(self._states) > 1:
                 self.bytes -= size(self._states.popitem(last=False)[1])
         return tuple(state.to(self.device) for state in self._states[name])
+
+    def take(self) -> list[tuple[str, str, States]]:
+        """(encoder, caption, states) of everything that is remembered, which is then forgotten."""
+        taken = [(encoder, caption, states) for (encoder, caption), states in self._states.items()]
+        self._states.clear()
+        self.bytes = 0
+        return taken
 
 
 def size(states: States) -> int:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from dpo_core.families.base import Conditioning, Precision
+from dpo_core.families.base import Conditioning, Parts, Precision
 from dpo_core.families.captions import States, clip_states, t5_states
 from dpo_core.families.transformer import FlowFamily, LoadedFlow
 from dpo_core.noising import Timesteps
@@ -26,12 +26,12 @@ class Flux(FlowFamily):
     t5_max_length: int = Field(default=512, ge=1, le=512)
     """Tokens of a caption that T5 reads: 512 for dev, 256 for schnell."""
 
-    def load(self, device: torch.device, precision: Precision) -> "LoadedFlux":
-        """Load the pipeline's parts: the transformer in float32, the frozen encoders in ``precision``.
+    def load(self, device: torch.device, precision: Precision, parts: Parts = "all") -> "LoadedFlux":
+        """Load ``parts`` of the pipeline: the transformer in float32, the frozen encoders in ``precision``.
 
         Raises ValueError when the folder or hub id does not hold a FLUX pipeline.
         """
-        return LoadedFlux(self, device, precision)
+        return LoadedFlux(self, device, precision, parts)
 
 
 class LoadedFlux(LoadedFlow):
@@ -41,15 +41,16 @@ class LoadedFlux(LoadedFlow):
     clip_names = ("text_encoder",)
     packing = 2
 
-    def __init__(self, config: Flux, device: torch.device, precision: Precision) -> None:
-        super().__init__(config, device, precision, () if config.t5 else ("text_encoder_2", "tokenizer_2"))
+    def __init__(self, config: Flux, device: torch.device, precision: Precision, parts: Parts) -> None:
+        super().__init__(config, device, precision, parts, () if config.t5 else ("text_encoder_2", "tokenizer_2"))
         self.guidance_scale = config.guidance_scale
-        self.t5_shape = (1, config.t5_max_length, self.denoiser.config.joint_attention_dim)
+        self.t5 = config.t5
+        self.t5_shape = (1, config.t5_max_length, self.text_width)
 
     def encode(self, caption: str, *, remember: bool) -> Conditioning:
         """``text``: T5's tokens, [1, tokens, width]. ``pooled``: CLIP's pooled state, [1, width]."""
         _, pooled = self.memory.recall("text_encoder", caption, self._clip, keep=remember)
-        if self.parts["text_encoder_2"] is None:
+        if not self.t5:
             text = pooled.new_zeros(self.t5_shape)
         else:
             (text,) = self.memory.recall("text_encoder_2", caption, self._t5)

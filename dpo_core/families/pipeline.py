@@ -9,7 +9,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from dpo_core.families.base import Family
+from dpo_core.families.base import Family, Parts
 
 Dtype = torch.dtype | dict[str, torch.dtype]
 """One for all parts, or one for some and the ``default`` for the others."""
@@ -26,9 +26,9 @@ def load_pipeline(
     index = read_index(config)
     missing = [name for name, entry in index.items() if entry == [None, None]]
     parts: dict[str, Any] = dict.fromkeys([*without, *missing])
-    if config.denoiser is not None:
+    if config.denoiser is not None and denoiser not in without:
         parts[denoiser] = load_part("denoiser", denoiser, config.denoiser, dtype)
-    if config.vae is not None:
+    if config.vae is not None and "vae" not in without:
         parts["vae"] = load_part("vae", "vae", config.vae, dtype)
     try:
         return pipeline_type.from_pretrained(
@@ -42,6 +42,13 @@ def load_pipeline(
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise wrong_model(config, f"cannot be loaded as a {pipeline_type.__name__}: {error}") from error
+
+
+def left_out(config: Family, denoiser: str, parts: Parts) -> tuple[str, ...]:
+    """The parts of the pipeline of ``config.model`` that are not among ``parts``. Raises ValueError as `read_index`."""
+    if parts == "no_text":
+        return tuple(name for name in read_index(config) if name.startswith("text_encoder"))
+    return (denoiser, "vae") if parts == "text" else ()
 
 
 def read_index(config: Family) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from jaxtyping import Int
 from torch import Tensor
 
-from dpo_core.families.base import Conditioning, Precision
+from dpo_core.families.base import Conditioning, Parts, Precision
 from dpo_core.families.captions import States, tokens
 from dpo_core.families.pipeline import read_index, wrong_model
 from dpo_core.families.unet import LoadedUNet, UNetFamily
@@ -18,12 +18,12 @@ class SD15(UNetFamily):
 
     kind: Literal["sd15"] = "sd15"
 
-    def load(self, device: torch.device, precision: Precision) -> "LoadedSD15":
-        """Load the pipeline's parts: the U-Net in float32, the frozen encoders in ``precision``.
+    def load(self, device: torch.device, precision: Precision, parts: Parts = "all") -> "LoadedSD15":
+        """Load ``parts`` of the pipeline: the U-Net in float32, the frozen encoders in ``precision``.
 
         Raises ValueError when the folder or hub id does not hold a Stable Diffusion pipeline.
         """
-        return LoadedSD15(self, device, precision)
+        return LoadedSD15(self, device, precision, parts)
 
 
 class LoadedSD15(LoadedUNet):
@@ -31,11 +31,11 @@ class LoadedSD15(LoadedUNet):
 
     kohya = {"unet": "lora_unet", "text_encoder": "lora_te"}
 
-    def __init__(self, config: SD15, device: torch.device, precision: Precision) -> None:
+    def __init__(self, config: SD15, device: torch.device, precision: Precision, parts: Parts) -> None:
         if "text_encoder_2" in read_index(config):
             raise wrong_model(config, "has two text encoders: it is not of the family sd15")
         settings = {"without": ("safety_checker",), "requires_safety_checker": False}
-        super().__init__(StableDiffusionPipeline, config, device, precision, **settings)
+        super().__init__(StableDiffusionPipeline, config, device, precision, parts, **settings)
 
     def encode_caption(self, caption: str) -> States:
         tokenizer, (encoder,) = self.parts["tokenizer"], self.text_encoders

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dpo_core.families.base import Conditioning, Precision
+from dpo_core.families.base import Conditioning, Parts, Precision
 from dpo_core.families.captions import States, clip_states, t5_states
 from dpo_core.families.transformer import FlowFamily, LoadedFlow
 from dpo_core.noising import Timesteps
@@ -25,13 +25,13 @@ class SD3(FlowFamily):
     t5_max_length: int = Field(default=256, ge=1, le=512)
     """Tokens of a caption that T5 reads."""
 
-    def load(self, device: torch.device, precision: Precision) -> "LoadedSD3":
-        """Load the pipeline's parts: the transformer in float32, the frozen encoders in ``precision``.
+    def load(self, device: torch.device, precision: Precision, parts: Parts = "all") -> "LoadedSD3":
+        """Load ``parts`` of the pipeline: the transformer in float32, the frozen encoders in ``precision``.
 
         Raises ValueError when the folder or hub id does not hold a Stable Diffusion 3 pipeline, or one without T5
         although ``t5`` is asked for.
         """
-        return LoadedSD3(self, device, precision)
+        return LoadedSD3(self, device, precision, parts)
 
 
 class LoadedSD3(LoadedFlow):
@@ -40,19 +40,20 @@ class LoadedSD3(LoadedFlow):
     pipeline_type = StableDiffusion3Pipeline
     clip_names = ("text_encoder", "text_encoder_2")
 
-    def __init__(self, config: SD3, device: torch.device, precision: Precision) -> None:
-        super().__init__(config, device, precision, () if config.t5 else ("text_encoder_3", "tokenizer_3"))
-        if config.t5 and self.parts["text_encoder_3"] is None:
+    def __init__(self, config: SD3, device: torch.device, precision: Precision, parts: Parts) -> None:
+        super().__init__(config, device, precision, parts, () if config.t5 else ("text_encoder_3", "tokenizer_3"))
+        if config.t5 and parts != "no_text" and self.parts["text_encoder_3"] is None:
             raise ValueError(f"family.t5: {config.model!r} has no T5 encoder; set family.t5=false")
+        self.t5 = config.t5
         self.length = self.parts["tokenizer"].model_max_length
-        self.t5_shape = (1, config.t5_max_length, self.denoiser.config.joint_attention_dim)
+        self.t5_shape = (1, config.t5_max_length, self.text_width)
 
     def encode(self, caption: str, *, remember: bool) -> Conditioning:
         """``text``: CLIP's tokens, both encoders side by side and padded with zeros to T5's width, then T5's,
         [1, tokens, width]. ``pooled``: the pooled states of both CLIP encoders, [1, width]."""
         first, first_pooled = self.memory.recall("text_encoder", caption, self._first, keep=remember)
         second, second_pooled = self.memory.recall("text_encoder_2", caption, self._second, keep=remember)
-        if self.parts["text_encoder_3"] is None:
+        if not self.t5:
             t5 = first.new_zeros(self.t5_shape)
         else:
             (t5,) = self.memory.recall("text_encoder_3", caption, self._t5)

@@ -11,7 +11,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2im
 from jaxtyping import Int
 from torch import Tensor
 
-from dpo_core.families.base import Conditioning, Precision
+from dpo_core.families.base import Conditioning, Parts, Precision
 from dpo_core.families.captions import States, clip_states
 from dpo_core.families.pipeline import read_index, wrong_model
 from dpo_core.families.unet import LoadedUNet, UNetFamily
@@ -27,12 +27,12 @@ class SDXL(UNetFamily):
 
     kind: Literal["sdxl"] = "sdxl"
 
-    def load(self, device: torch.device, precision: Precision) -> "LoadedSDXL":
-        """Load the pipeline's parts: the U-Net in float32, the frozen encoders in ``precision``.
+    def load(self, device: torch.device, precision: Precision, parts: Parts = "all") -> "LoadedSDXL":
+        """Load ``parts`` of the pipeline: the U-Net in float32, the frozen encoders in ``precision``.
 
         Raises ValueError when the folder or hub id does not hold a Stable Diffusion XL pipeline.
         """
-        return LoadedSDXL(self, device, precision)
+        return LoadedSDXL(self, device, precision, parts)
 
 
 class LoadedSDXL(LoadedUNet):
@@ -40,14 +40,14 @@ class LoadedSDXL(LoadedUNet):
 
     kohya = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 
-    def __init__(self, config: SDXL, device: torch.device, precision: Precision) -> None:
+    def __init__(self, config: SDXL, device: torch.device, precision: Precision, parts: Parts) -> None:
         index = read_index(config)
         if index.get("text_encoder_2", [None])[0] is None or "unet" not in index:
             raise wrong_model(config, "has no U-Net with a second text encoder: it is not of the family sdxl")
         self.refiner = bool(index.get("requires_aesthetics_score"))
         self.blind = bool(index.get("force_zeros_for_empty_prompt"))
         kind = StableDiffusionXLImg2ImgPipeline if self.refiner else StableDiffusionXLPipeline
-        super().__init__(kind, config, device, precision, add_watermarker=False)
+        super().__init__(kind, config, device, precision, parts, add_watermarker=False)
         self.noise_up_to = REFINER_NOISE if self.refiner else 1.0
 
     def encode_caption(self, caption: str) -> States:

@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor
 
 from dpo_core.families.autoencoder import ImageEncoder
-from dpo_core.families.base import DTYPES, Conditioning, Family, Precision
+from dpo_core.families.base import DTYPES, Conditioning, Family, Parts, Precision
 from dpo_core.families.captions import CaptionMemory
 from dpo_core.families.lora_files import LoraPart, write_lora
-from dpo_core.families.pipeline import load_pipeline
+from dpo_core.families.pipeline import left_out, load_pipeline
 from dpo_core.noising import Timesteps, flow_of
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -44,26 +44,35 @@ class LoadedFlow:
     """Side of the squares of latents that are packed into channels before the denoiser cuts its own patches."""
 
     def __init__(
-        self, config: FlowFamily, device: torch.device, precision: Precision, without: tuple[str, ...] = ()
+        self,
+        config: FlowFamily,
+        device: torch.device,
+        precision: Precision,
+        parts: Parts,
+        without: tuple[str, ...] = (),
     ) -> None:
-        """Load the denoiser and the autoencoder in float32, the rest in ``precision``, but nothing of ``without``.
+        """Load ``parts``: the denoiser and the autoencoder in float32, the rest in ``precision``; never ``without``.
 
         Raises ValueError when the folder or hub id does not hold such a pipeline.
         """
         dtypes = {"transformer": torch.float32, "vae": torch.float32, "default": DTYPES[precision]}
-        pipeline = load_pipeline(self.pipeline_type, config, "transformer", dtypes, without)
+        absent = (*without, *left_out(config, "transformer", parts))
+        pipeline = load_pipeline(self.pipeline_type, config, "transformer", dtypes, absent)
         self.config = config
         self.device = device
         self.parts: dict[str, Any] = dict(pipeline.components)
-        self.images = ImageEncoder(self.parts["vae"], device, precision)
         for name, part in self.parts.items():
             if isinstance(part, torch.nn.Module) and name not in ("vae", "transformer"):
                 part.to(device).requires_grad_(False).eval()
-        self.denoiser = self.parts["transformer"].requires_grad_(False).eval()
-        self.text_encoders = tuple(self.parts[name] for name in self.clip_names)
-        self.patch = self.packing * self.denoiser.config.patch_size
-        self.noising = flow_of(dict(pipeline.scheduler.config), patch=self.patch, shift=config.shift)
+        self.text_encoders = tuple(self.parts[name] for name in self.clip_names if self.parts[name] is not None)
         self.memory = CaptionMemory(device)
+        self.text_width = 0  # nobody asks for it where only captions are encoded
+        if parts != "text":
+            self.images = ImageEncoder(self.parts["vae"], device, precision)
+            self.denoiser = self.parts["transformer"].requires_grad_(False).eval()
+            self.text_width = self.denoiser.config.joint_attention_dim
+            self.patch = self.packing * self.denoiser.config.patch_size
+            self.noising = flow_of(dict(pipeline.scheduler.config), patch=self.patch, shift=config.shift)
 
     def encode_images(
         self, pixels: UInt8[Tensor, "n 3 height width"]
@@ -106,7 +115,7 @@ class LoadedFlow:
 
     def export(self, folder: Path, dtype: torch.dtype, lora: bool) -> None:
         if lora:
-            named = {"transformer": self.denoiser} | dict(zip(self.clip_names, self.text_encoders, strict=True))
+            named = {"transformer": self.denoiser} | {name: self.parts[name] for name in self.clip_names}
             adapted = [LoraPart(module, name) for name, module in named.items() if hasattr(module, "peft_config")]
             write_lora(folder, adapted, dtype)
             return

@@ -9,11 +9,11 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from dpo_core.families.autoencoder import ImageEncoder
-from dpo_core.families.base import DTYPES, Conditioning, Family, Precision
+from dpo_core.families.base import DTYPES, Conditioning, Family, Parts, Precision
 from dpo_core.families.captions import CaptionMemory, States
 from dpo_core.families.ip_adapter import ImagePrompt, IPAdapterSection
 from dpo_core.families.lora_files import LoraPart, write_lora
-from dpo_core.families.pipeline import load_pipeline
+from dpo_core.families.pipeline import left_out, load_pipeline
 from dpo_core.noising import Timesteps, noising_of
 
 
@@ -36,24 +36,34 @@ class LoadedUNet:
     """Prefixes of kohya's names for the layers of the pipeline's parts, text encoders in the order of the pipeline."""
 
     def __init__(
-        self, pipeline_type: Any, config: UNetFamily, device: torch.device, precision: Precision, **settings: Any
+        self,
+        pipeline_type: Any,
+        config: UNetFamily,
+        device: torch.device,
+        precision: Precision,
+        parts: Parts,
+        without: tuple[str, ...] = (),
+        **settings: Any,
     ) -> None:
-        """Load the U-Net and the autoencoder in float32, the rest in ``precision``.
+        """Load ``parts``: the U-Net and the autoencoder in float32, the rest in ``precision``; never ``without``.
 
         Raises ValueError when the folder or hub id does not hold such a pipeline.
         """
         dtypes = {"unet": torch.float32, "vae": torch.float32, "default": DTYPES[precision]}
-        pipeline = load_pipeline(pipeline_type, config, "unet", dtypes, **settings)
+        absent = (*without, *left_out(config, "unet", parts))
+        pipeline = load_pipeline(pipeline_type, config, "unet", dtypes, absent, **settings)
         self.reload: Callable[[torch.dtype], Any] = lambda dtype: load_pipeline(
-            pipeline_type, config, "unet", dtype, **settings
+            pipeline_type, config, "unet", dtype, without, **settings
         )
         self.config = config
         self.device = device
         self.parts: dict[str, Any] = dict(pipeline.components)
         self.text_names = tuple(name for name in self.kohya if name != "unet" and self.parts[name] is not None)
-        self._check_fit()
-        self.denoiser = self.parts["unet"].to(memory_format=torch.channels_last).requires_grad_(False).eval()
-        self.images = ImageEncoder(self.parts["vae"], device, precision)
+        if parts != "text":
+            if parts == "all":
+                self._check_fit()
+            self.denoiser = self.parts["unet"].to(memory_format=torch.channels_last).requires_grad_(False).eval()
+            self.images = ImageEncoder(self.parts["vae"], device, precision)
         self.text_encoders = tuple(self.parts[name].to(device).requires_grad_(False).eval() for name in self.text_names)
         self.noising = noising_of(dict(pipeline.scheduler.config), zero_terminal_snr=config.zero_terminal_snr)
         self.memory = CaptionMemory(device)

@@ -4,22 +4,24 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from dpo_core.data import latents
-from dpo_core.data.batches import DataSection, Share, step_batches
+from dpo_core.data.batches import DataSection, step_batches
 from dpo_core.data.encoder import check_encoder
 from dpo_core.data.plan import Plan
 from dpo_core.data.quarantine import counts_by_reason, read_quarantine
+from dpo_core.data.texts import text_files
 from dpo_core.families import SD15
-from ray_jobs.cluster import ClusterSection
-from ray_jobs.prepare import CacheSection, PrepareJob, main, make_shards, prepare
-from tests.same_batches import flat, pixels_of, take
+from ray_jobs.config import load_config
+from ray_jobs.prepare import PrepareJob, main, make_shards, prepare
+from ray_jobs.train import TrainJob
+from tests.ray_jobs.caches import ASSETS, SHARE, cached, check_latents_match_images, job
+from tests.same_batches import flat, take
 from tests.tiny_models import make_tiny_sd
 
 pytestmark = pytest.mark.timeout(600)  # a cluster on a busy machine takes minutes to start
 
-ASSETS = Path(__file__).parents[1] / "assets"
+CONFIGS = Path(__file__).parents[2] / "tune_configs" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -27,52 +29,10 @@ def model(tmp_path_factory) -> str:
     return str(make_tiny_sd(tmp_path_factory.mktemp("tiny-sd")))
 
 
-def job(model: str, folder: Path, *, workers: int = 0, name: str = "real_pairs.parquet", **cache) -> PrepareJob:
-    return PrepareJob(
-        family=SD15(model=model),
-        data=DataSection(paths=[str(ASSETS / name)], resolution=16, max_quarantined_share=0.5),
-        cache=CacheSection(folder=str(folder), **{"shard_pairs": 8, "batch_size": 4, **cache}),
-        cluster=ClusterSection(num_workers=workers),
-    )
-
-
-def cached(work: PrepareJob) -> DataSection:
-    return work.data.model_copy(update={"paths": [work.cache.folder]})
-
-
-SHARE = Share(seed=5, global_batch_size=8, worker_batch_size=8)
-
-
-def check_latents_match_images(work: PrepareJob, tolerance: float) -> None:
-    family = work.family.load(torch.device("cpu"), "fp32")
-    fresh = flat(take(step_batches(Plan.build(work.data), work.data, SHARE), 6))
-    stored = flat(take(step_batches(Plan.build(cached(work)), cached(work), SHARE), 6))
-    for images, posteriors in zip(fresh, stored, strict=True):
-        assert images.pair_ids == posteriors.pair_ids
-        assert images.epochs == posteriors.epochs
-        assert images.chosen_captions == posteriors.chosen_captions
-        assert images.rejected_captions == posteriors.rejected_captions
-        assert images.geometry is not None
-        assert posteriors.geometry is not None
-        assert torch.equal(images.geometry, posteriors.geometry)
-        assert torch.equal(images.weights, posteriors.weights)
-        lost = [
-            sorted((record.pair_id, record.reason, record.detail) for record in batch.quarantined)
-            for batch in (images, posteriors)
-        ]
-        assert lost[0] == lost[1]
-        assert posteriors.posterior is not None
-        mean, std = family.encode_images(pixels_of(images).flatten(0, 1))
-        expected = torch.stack([mean, std], dim=1).unflatten(0, (len(images), 2))
-        there = images.weights > 0
-        torch.testing.assert_close(posteriors.posterior[there], expected[there], rtol=tolerance, atol=tolerance)
-        assert not posteriors.posterior[~there].any()
-
-
 def test_a_cache_gives_the_same_pairs_in_the_same_order_with_the_latents_of_their_images(model, tmp_path):
     work = job(model, tmp_path / "cache")
     prepare(work)
-    check_latents_match_images(work, 1e-5)
+    check_latents_match_images(work)
 
 
 @pytest.mark.parametrize("name", ["real_pairs.parquet", "hostile.parquet"])
@@ -80,7 +40,7 @@ def test_a_cache_serves_the_images_of_other_pairs_as_the_images_themselves_do(mo
     work = job(model, tmp_path / "cache", name=name)
     prepare(work)
     other = work.model_copy(update={"data": work.data.model_copy(update={"rejected": "other"})})
-    check_latents_match_images(other, 1e-5)
+    check_latents_match_images(other)
     plan = Plan.build(cached(other))
     lost = {
         len([record for batch in flat(take(step_batches(plan, data, SHARE), 6)) for record in batch.quarantined])
@@ -108,7 +68,7 @@ def test_the_quarantine_of_the_images_is_carried_along(model, tmp_path):
     expected = json.loads((ASSETS / "hostile.json").read_text())["hostile.parquet"]
     found = {record.row: str(record.reason) for record in read_quarantine(tmp_path / "cache" / "quarantine.parquet")}
     assert found == {case["row"]: case["reason"] for case in expected if case["reason"]}
-    check_latents_match_images(work, 1e-5)
+    check_latents_match_images(work)
     plan = Plan.build(cached(work))
     assert (plan.total, plan.rows, plan.ties, len(plan.quarantined)) == (40, 33, 1, 6)
 
@@ -215,6 +175,15 @@ def test_the_dry_run_tells_pairs_shards_and_size_and_writes_nothing(model, tmp_p
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("preset", sorted(CONFIGS.glob("prepare-*.yaml")), ids=lambda path: path.stem)
+def test_a_preset_prepares_what_a_training_preset_of_its_family_reads(preset):
+    prepared = load_config(PrepareJob, preset, [])
+    trained = load_config(TrainJob, CONFIGS.parent / "train" / f"{prepared.family.kind}_dpo_full.yaml", [])
+    assert prepared.family == trained.family
+    assert prepared.data.resolution == trained.data.resolution
+    assert not trained.data.needs_images(flips=prepared.cache.flips)
+
+
 def test_a_missing_file_is_one_line_and_exit_code_one(capsys):
     assert main(['data.paths=["nowhere.parquet"]']) == 1
     assert capsys.readouterr().err.startswith("error: data.paths: 'nowhere.parquet' leads to no parquet file")
@@ -222,7 +191,8 @@ def test_a_missing_file_is_one_line_and_exit_code_one(capsys):
 
 @pytest.mark.ray
 def test_ray_actors_write_the_shards_that_one_process_writes(model, tmp_path, ray_cluster):
-    alone, shared = job(model, tmp_path / "alone"), job(model, tmp_path / "shared", workers=1)
+    alone = job(model, tmp_path / "alone", flips=True, text=True)
+    shared = job(model, tmp_path / "shared", workers=1, flips=True, text=True)
     prepare(alone)
     prepare(shared)
     assert latents.read_cache(tmp_path / "shared") == latents.read_cache(tmp_path / "alone")
@@ -231,5 +201,7 @@ def test_ray_actors_write_the_shards_that_one_process_writes(model, tmp_path, ra
     ):
         one, other = pq.ParquetFile(ours), pq.ParquetFile(theirs)
         assert one.num_row_groups == other.num_row_groups == 2
-        assert one.read().drop(["posterior"]) == other.read().drop(["posterior"])
-    check_latents_match_images(shared, 1e-5)
+        assert one.read() == other.read()
+    for ours, theirs in zip(text_files(tmp_path / "shared"), text_files(tmp_path / "alone"), strict=True):
+        assert pq.read_table(ours) == pq.read_table(theirs)
+    check_latents_match_images(shared)

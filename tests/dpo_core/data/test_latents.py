@@ -22,6 +22,7 @@ def row(pair_id: str, value: float | None, dtype: str = "float32") -> dict:
         "chosen_captions": [] if value is None else [f"chosen {pair_id}"],
         "rejected_captions": [] if value is None else [f"rejected {pair_id}"],
         "posterior": posterior,
+        "mirrored": None,
         "shape": None if value is None else list(SHAPE),
         "geometry": None if value is None else [40, 50, 0, 5, 32, 32, 32, 32, 0, 0, 32, 32],
         "digest": None if value is None else pair_id.encode(),
@@ -137,9 +138,9 @@ def test_a_cache_of_an_older_format_is_refused_with_what_to_do(tmp_path):
     make_cache(tmp_path)
     file = tmp_path / "cache.json"
     fields = json.loads(file.read_text())
-    assert fields.pop("format") == latents.FORMAT == 2
+    assert fields.pop("format") == latents.FORMAT == 3
     file.write_text(json.dumps(fields))
-    with pytest.raises(ValueError, match=r"cache of format 1, but .* format 2; run `palate prepare` into a new folder"):
+    with pytest.raises(ValueError, match=r"cache of format 1, but .* format 3; run `palate prepare` into a new folder"):
         Plan.build(SECTION.model_copy(update={"paths": [str(tmp_path)]}))
 
 
