@@ -1,4 +1,7 @@
-"""palate evaluate: draw the same prompts with several models, score the images, and report who is better."""
+"""palate evaluate: draw the same prompts with several models, score the images, and report who is better.
+
+With --verify-scorers it says instead which scorers of this machine give the numbers that were published.
+"""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +17,7 @@ from eval.plan import ComparisonPlan
 from eval.report import Reproduce, write_report
 from eval.sources import Source, find_source
 from eval.verdict import verdicts
+from ray_jobs import verify_scorers
 from ray_jobs.compared import note_metrics, record, register, results_table
 from ray_jobs.config import run_verb, save_config, to_yaml
 from ray_jobs.pool import TasksSection, run_pool
@@ -116,6 +120,9 @@ def main(argv: list[str] | None = None) -> int:
             console.print(sentence)
         console.print(f"report: {page}", soft_wrap=True)
 
+    words = sys.argv[1:] if argv is None else argv
+    if verify_scorers.FLAG in words:
+        return verify_scorers.main([word for word in words if word != verify_scorers.FLAG])
     return run_verb(schema=EvaluateJob, run=run, plan=plan_rows, argv=argv, doc=__doc__ or "")
 
 

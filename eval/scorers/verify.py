@@ -78,7 +78,7 @@ def _verdict(scorer: Scorer, probes: Path | None, device: str) -> Verdict:
     try:
         check = _check_of(scorer)
         absent = [place for place in scorer.places() if place and weights_name(place).endswith("@unknown")]
-        if False:
+        if absent and check is not head_ratings:
             raise ValueError(f"its weights are not on this machine: {', '.join(absent)}")
         if check is None:
             scorer.load(device)
@@ -161,7 +161,7 @@ def offline() -> Iterator[None]:
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    pass
+    constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:

@@ -43,7 +43,7 @@ def chat_server(answer):
             self.end_headers()
             self.wfile.write(sent)
 
-        def log_message(self, *args):
+        def log_message(self, format, *args):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
