@@ -4,12 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help env demo test test-all lint format lock
+.PHONY: help env demo test test-all faults lint format lock
 
 help:
 	@echo "make demo      see Palate work on this machine"
 	@echo "make env       the environment in .venv (PYTHON=python3.12 to choose another Python)"
 	@echo "make test      the tests of every change; make test-all runs the slow ones too"
+	@echo "make faults    kills, full disks, damaged checkpoints, stops: what a run survives"
 	@echo "make lint      style, types and the imports between packages; make format mends the style"
 	@echo "make lock      requirements.lock, anew from pyproject.toml"
 
@@ -33,6 +34,10 @@ test: env
 
 test-all: env
 	$(BIN)/python -m pytest -m "not gpu"
+
+faults: env
+	$(BIN)/python -m pytest -m "" tests/dpo_core/test_kills.py tests/dpo_core/test_checkpoint.py tests/dpo_core/test_stopping.py \
+		tests/ray_jobs/test_faults.py tests/ray_jobs/test_train.py
 
 lint: env
 	$(BIN)/ruff check .

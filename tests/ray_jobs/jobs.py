@@ -34,6 +34,7 @@ def write_job(folder: Path, model: Path, pairs: Path, *, name: str = "run", work
         "cluster": {"num_workers": workers},
         "tracking": {"enabled": False},
     }
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(job))
     return path
