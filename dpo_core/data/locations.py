@@ -47,13 +47,13 @@ def find(location: str, suffixes: Sequence[str]) -> list[str]:
     is_http = location.startswith("http")
     # In a web address ? begins a query, and every address that answers looks like a file.
     if any(sign in location for sign in ("*[" if is_http else "*?[")):
-        found = [file for file in _tried(lambda: system.glob(path), location) if _wanted(file, ("",))]
+        found = [file for file in tried(lambda: system.glob(path), location) if _wanted(file, ("",))]
     elif is_http and _wanted(location.partition("?")[0], suffixes):
         return [location]
-    elif _tried(lambda: system.isdir(path), location):
-        found = [file for file in _tried(lambda: system.find(path), location) if _wanted(file, suffixes)]
+    elif tried(lambda: system.isdir(path), location):
+        found = [file for file in tried(lambda: system.find(path), location) if _wanted(file, suffixes)]
     else:
-        found = [path] if _tried(lambda: system.exists(path), location) else []
+        found = [path] if tried(lambda: system.exists(path), location) else []
     return sorted(str(system.unstrip_protocol(file)) for file in found)
 
 
@@ -67,14 +67,14 @@ def open_binary(location: str, *, whole: bool = True) -> Any:
     system, path = _system(location)
     # Parquet is read in ranges: what lies between them must not be fetched.
     options = {} if whole else {"cache_type": "none"}
-    return _tried(lambda: system.open(path, "rb", **options), location)
+    return tried(lambda: system.open(path, "rb", **options), location)
 
 
 def open_parquet(location: str) -> pq.ParquetFile:
     """An open parquet file. Raises ValueError when it cannot be read or is not (or not all of) a parquet file."""
     try:
         if is_url(location):
-            return pq.ParquetFile(open_binary(location, whole=False), pre_buffer=True)
+            return tried(lambda: pq.ParquetFile(open_binary(location, whole=False), pre_buffer=True), location)
         return pq.ParquetFile(os.path.expanduser(location))
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(
@@ -94,7 +94,7 @@ def read_bytes(location: str, limit: int) -> bytes:
         with system.open(path, "rb") as file:
             return bytes(file.read(limit))  # type: ignore[arg-type]
 
-    return _tried(read, location)
+    return tried(read, location)
 
 
 def size(location: str) -> int:
@@ -102,7 +102,7 @@ def size(location: str) -> int:
     if not is_url(location):
         return os.path.getsize(os.path.expanduser(location))
     system, path = _system(location)
-    told = _tried(lambda: system.size(path), location)
+    told = tried(lambda: system.size(path), location)
     return -1 if told is None else int(told)
 
 
@@ -150,12 +150,13 @@ def _system(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
         ) from error
 
 
-def _tried(action: Any, location: str) -> Any:
-    """What ``action`` returns, tried again after a fault that may pass. Raises FileNotFoundError and ValueError."""
+def tried(action: Any, location: str) -> Any:
+    """What ``action`` returns, tried again after a fault that may pass. Raises FileNotFoundError, ArrowInvalid for what
+    is no parquet, and ValueError."""
     for attempt in range(ATTEMPTS):
         try:
             return action()
-        except FileNotFoundError:
+        except (FileNotFoundError, pa.ArrowInvalid):  # it would be so again
             raise
         except Exception as error:  # each file system has exceptions of its own
             if attempt + 1 == ATTEMPTS:

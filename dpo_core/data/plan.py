@@ -1,7 +1,6 @@
 """Which rows can be trained on and where they lie."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dpo_core.data import files, latents
+from dpo_core.data import files, latents, locations
 from dpo_core.data.quality import quality_shape
 from dpo_core.data.quarantine import Quarantined, RowRejected, check_share, read_quarantine
 from dpo_core.data.scan import RowGroup, Scan, scan_rows
@@ -159,7 +158,7 @@ def _sort_out(scan: Scan) -> tuple[list[Part], list[Quarantined]]:
 def _fingerprint(found: list[str], parts: list[Part]) -> str:
     digest = hashlib.sha256()
     for name, file in zip(files.short_names(found), found, strict=True):
-        digest.update(f"{name}\x1f{os.path.getsize(file)}\x1e".encode())
+        digest.update(f"{name}\x1f{locations.size(file)}\x1e".encode())
     for _, places, ids in parts:
         for place, pair_id in zip(places, ids, strict=True):
             digest.update(f"{place}\x1f{pair_id}\x1e".encode())

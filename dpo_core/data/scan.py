@@ -1,14 +1,17 @@
 """Reads labels, captions and ids of a data set, never its images, and judges every row."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dpo_core.data import files, schema
+from dpo_core.data import files, locations, schema
 from dpo_core.data.quarantine import RowRejected
+
+REMOTE_FILES_AT_ONCE = 16
 
 Verdict = int | None | RowRejected
 """The side that was chosen (0 or 1), None for a tie, or why the row cannot be used."""
@@ -36,11 +39,21 @@ def scan_rows(found: list[str], *, per_image_captions: bool, quality: bool = Fal
     """Judge every row of the files ``found``. Raises ValueError for missing columns and damaged files."""
     scan = Scan()
     rankings: list[NDArray[np.int64]] = []
-    for file in found:
-        for group, table in _cheap_columns(file, per_image_captions, quality):
-            scan.groups.append(group)
-            scan.verdicts.append(_judge(table, per_image_captions))
-            rankings.append(_ranking_ids(table))
+
+    def judge(file: str) -> list[tuple[RowGroup, list[Verdict], NDArray[np.int64]]]:
+        return [
+            (group, _judge(table, per_image_captions), _ranking_ids(table))
+            for group, table in _cheap_columns(file, per_image_captions, quality)
+        ]
+
+    # From afar most of the time is waiting; here it is the interpreter's, which threads would only share.
+    threads = REMOTE_FILES_AT_ONCE if any(map(locations.is_url, found)) else 1
+    with ThreadPoolExecutor(threads) as pool:
+        for groups in pool.map(judge, found):
+            for group, verdicts, ids in groups:
+                scan.groups.append(group)
+                scan.verdicts.append(verdicts)
+                rankings.append(ids)
     scan.pair_ids = _pair_ids(scan.groups, [len(rows) for rows in scan.verdicts], rankings, found)
     return scan
 

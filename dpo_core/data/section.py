@@ -11,7 +11,8 @@ class DataSection(Section):
     """Which preference pairs to train on, and how an image becomes a training crop."""
 
     paths: list[str] = []
-    """Parquet files, globs or folders with preference pairs, or one folder that `palate prepare` filled."""
+    """Parquet files, globs or folders with preference pairs, on a disk or at a URL (s3://, gs://, hf://, https://); or
+    one folder that `palate prepare` filled."""
     resolution: int = Field(default=512, ge=8)
     """Side of the square training images, in pixels."""
     crop: Literal["center", "random"] = "center"

@@ -11,6 +11,7 @@ from dpo_core.data.batches import DataSection, Share, step_batches
 from dpo_core.data.plan import Plan
 from ray_jobs import stream
 from ray_jobs.stream import bytes_per_pair, cut_steps, ray_step_batches, steps_per_unit
+from tests.local_http import serve
 from tests.same_batches import assert_same, take
 
 pytestmark = pytest.mark.timeout(600)  # a cluster on a busy machine takes minutes to start
@@ -54,6 +55,16 @@ def test_each_of_two_ranks_resumes_in_the_middle_bit_for_bit(ray_cluster, plan, 
     half = replace(SHARE, rank=rank, world_size=2)
     streamed = ray_step_batches(plan, SECTION, half, 5, 8)
     assert_same(list(streamed), take(step_batches(plan, SECTION, half, 5), 3))
+
+
+@pytest.mark.ray
+def test_tasks_read_pairs_from_a_web_server(ray_cluster):
+    with serve(ASSETS) as web:
+        far = SECTION.model_copy(update={"paths": [f"{web.url}/real_pairs.parquet", f"{web.url}/hostile.parquet"]})
+        ours = list(ray_step_batches(Plan.build(far), far, SHARE, 0, 3))
+    for batch in (batch for step in ours for batch in step):
+        batch.quarantined = [replace(each, file=str(ASSETS / Path(each.file).name)) for each in batch.quarantined]
+    assert_same(ours, take(step_batches(Plan.build(SECTION), SECTION, SHARE), 3))
 
 
 @pytest.mark.ray
