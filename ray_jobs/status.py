@@ -2,8 +2,9 @@
 
 usage: palate status RUN [--html] [--json] [--stop]
 
-RUN is the folder of a run. --json prints for programs. --html also writes run.html into it: one page with all curves, that needs nothing else.
---stop asks the run to end after its current update, with a checkpoint; the command that started it goes on from there.
+RUN is the folder of a run. --json prints for programs. --html also writes run.html into the folder: one page with all
+curves, that needs nothing else. --stop asks the run to end after its current update, with a checkpoint; the command
+that started it goes on from there.
 """
 
 import json
