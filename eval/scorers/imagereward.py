@@ -80,7 +80,7 @@ class ImageReward(Scorer):
         network: Any = load_exactly(empty(Network), renamed(read_state(file)), file)
         network.eyes.to(device, DTYPES[self.dtype])
         network.reader.to(device, DTYPES[self.dtype])
-        network.head.to(device)
+        network.head.to(device, torch.float32)
         try:
             tokenizer: Any = BertTokenizer.from_pretrained(self.tokenizer)
         except (OSError, ValueError) as error:

@@ -64,3 +64,37 @@ def test_a_scorer_that_gives_other_columns_is_refused(folder):
         score_images(
             manifest, folder, Redness(), lambda images, prompts: [{"red": float("inf"), "words": 1.0}] * len(images)
         )
+
+
+def test_every_score_keeps_what_the_number_is(folder):
+    for row in pq.read_table(score_folder(folder, [Redness()])).to_pylist():
+        kept = [row[name] for name in ("variant", "scorer_weights", "preprocessing", "scorer_dtype", "scale")]
+        assert kept == ["redness", "none", "as drawn", "none", "raw"]
+
+
+class Likeness(Scorer):
+    kind: str = "likeness"
+    columns: ClassVar[dict[str, str]] = {"red": "mean of the red channels of all references"}
+    primary: ClassVar[str] = "red"
+    needs_references: ClassVar[bool] = True
+
+    def load(self, device="cpu"):
+        def score(images, prompts, references):
+            assert len(images) == len(prompts) == len(references)
+            return [
+                {"red": float(np.mean([np.asarray(image)[..., 0].mean() for image in several]))}
+                for several in references
+            ]
+
+        return score
+
+
+def test_a_scorer_that_needs_references_gets_each_images_own(folder):
+    manifest = pq.read_table(folder / "manifest.parquet").to_pylist()
+    for name, value in (("a.png", 10), ("b.png", 30)):
+        Image.new("RGB", (2, 2), (value, 0, 0)).save(folder / name)
+    rows = [row | {"references": names} for row, names in zip(manifest, (["a.png", "b.png"], ["b.png"]), strict=True)]
+    scorer = Likeness()
+    assert [row["score"] for row in score_images(rows, folder, scorer, scorer.load())] == [20.0, 30.0]
+    with pytest.raises(ValueError, match=r"'likeness' compares with reference images; .*\.png has none"):
+        score_images(manifest, folder, scorer, scorer.load())

@@ -51,6 +51,13 @@ def test_score_does_not_depend_on_the_batch(folder, images, prompts, same_alone)
     same_alone(HPSv2(weights=str(folder)).load(), images, prompts, within=2e-4)
 
 
+@pytest.mark.parametrize(("dtype", "within"), [("float16", 0.2), ("bfloat16", 2.0)])
+def test_half_precision_towers_agree(folder, images, prompts, dtype, within):
+    exact = HPSv2(weights=str(folder)).load()(images, prompts)
+    for row, other in zip(HPSv2(weights=str(folder), dtype=dtype).load()(images, prompts), exact, strict=True):
+        assert row["hps"] == pytest.approx(other["hps"], abs=within)
+
+
 def test_versions_have_names_and_weights_of_their_own(folder):
     old, new = HPSv2(version="v2.0", weights=str(folder)), HPSv2(version="v2.1", weights=str(folder))
     assert (old.label, new.label) == ("hpsv2.0", "hpsv2.1")
