@@ -1,5 +1,7 @@
 """HPS v3: the Human Preference Score by a vision-language model, Qwen2-VL 7B with a reward head."""
 
+import hashlib
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +13,9 @@ from PIL import Image
 from eval.scorers.base import DTYPES, Precision, ScoreFunction, Scorer, rgb
 from eval.scorers.weights import empty, find_file, in_folder, load_exactly, read_state
 
-INSTRUCTION = Path(__file__).parent / "hpsv3_instruction.txt"
+log = logging.getLogger(__name__)
+PUBLISHED = "f6ee57479d4e9eee76b4"
+"""How the sha256 of the instruction begins that the published weights were fitted to."""
 REWARD_TOKEN = "<|Reward|>"
 AREA, GRID = 256 * 28 * 28, 28
 """Pixels an image is brought to, and the multiple its sides are brought to."""
@@ -30,6 +34,9 @@ class HPSv3(Scorer):
     """A checkpoint file, or a folder or hub id with HPSv3.safetensors."""
     base: str = "Qwen/Qwen2-VL-7B-Instruct"
     """Folder or hub id with the config, the tokenizer and the image processor; its weights are not read."""
+    instruction: str | None = None
+    """A text file with what the model is asked, {text_prompt} and the reward token in it: an input that the weights
+    were fitted to, which does not come with them. PyPI's package hpsv3 1.0.0 holds it (INSTRUCTION plus its ending)."""
     dtype: Precision = "bfloat16"
     """Precision of the model, as published; the head is float32."""
 
@@ -49,9 +56,10 @@ class HPSv3(Scorer):
         return [in_folder(self.weights, "HPSv3.safetensors")]
 
     def load(self, device: str | torch.device = "cpu") -> ScoreFunction:
-        """Raises ValueError if the checkpoint or the base is not there or not of this network."""
+        """Raises ValueError if instruction, checkpoint or base is not there or not of this network."""
         from transformers import AutoConfig, AutoProcessor
 
+        wording = read_instruction(self.instruction)
         try:
             config = AutoConfig.from_pretrained(self.base)
             processor: Any = AutoProcessor.from_pretrained(self.base, padding_side="right")
@@ -69,7 +77,6 @@ class HPSv3(Scorer):
         network: Any = load_exactly(build(config, words), state, file)
         network.body.to(device, DTYPES[self.dtype])
         network.head.to(device, torch.float32)
-        wording = INSTRUCTION.read_text("utf-8")
 
         @torch.inference_mode()
         def score(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[dict[str, float]]:
@@ -152,3 +159,28 @@ def resized(image: Image.Image) -> Image.Image:
         factor = math.sqrt(AREA / (wide * high))
         sides = [max(GRID, step(side * factor / GRID) * GRID) for side in (wide, high)]
     return rgb(image).resize((sides[0], sides[1]), Image.Resampling.BICUBIC)
+
+
+def read_instruction(file: str | None) -> str:
+    """The text of an instruction file, checked for the two places that are filled in.
+
+    A text other than the published one is taken, with a warning. Raises ValueError when there is none or it lacks one.
+    """
+    if file is None:
+        raise ValueError(
+            "hpsv3 scorer: instruction is not set; it names the text that the weights were fitted to, which PyPI's "
+            "package hpsv3 1.0.0 holds"
+        )
+    try:
+        data = Path(file).read_bytes()
+    except OSError as error:
+        raise ValueError(f"hpsv3 scorer: instruction {file!r} cannot be read: {error}") from error
+    text = data.decode("utf-8")
+    for part in (REWARD_TOKEN, "{text_prompt}"):
+        if text.count(part) != 1:
+            raise ValueError(
+                f"hpsv3 scorer: instruction {file!r} must hold {part} once, it is there {text.count(part)} times"
+            )
+    if not hashlib.sha256(data).hexdigest().startswith(PUBLISHED):
+        log.warning("hpsv3: %s is not the published instruction; scores will not compare with published ones", file)
+    return text

@@ -1,4 +1,3 @@
-import hashlib
 import math
 
 import pytest
@@ -9,7 +8,7 @@ from torch.nn import functional as F
 from transformers import AutoProcessor
 
 from eval.scorers import hpsv3
-from eval.scorers.hpsv3 import INSTRUCTION, REWARD_TOKEN, HPSv3, resized, talk
+from eval.scorers.hpsv3 import REWARD_TOKEN, HPSv3, resized, talk
 from tests.eval.scorers.tiny_qwen import make_tiny_qwen
 
 
@@ -20,13 +19,13 @@ def old_name(name):
     raise AssertionError(name)
 
 
+WORDING = f"Look: {{text_prompt}}\nRate: {REWARD_TOKEN}\nEND\n"
+
+
 @pytest.fixture(scope="module", autouse=True)
-def small_and_short(tmp_path_factory):
-    short = tmp_path_factory.mktemp("wording") / "short.txt"
-    short.write_text(f"Look: {{text_prompt}}\nRate: {REWARD_TOKEN}\nEND\n")
+def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hpsv3, "AREA", 16 * 28 * 28)
-        patch.setattr(hpsv3, "INSTRUCTION", short)
         yield
 
 
@@ -40,11 +39,13 @@ def tiny(tmp_path_factory):
     state = {old_name(name): part + 0.2 * torch.randn_like(part) for name, part in network.state_dict().items()}
     state["lm_head.weight"] = torch.zeros(264, 32)
     save_file(state, folder / "HPSv3.safetensors")
+    (folder / "instruction.txt").write_text(WORDING)
     return folder, state
 
 
 def score_of(folder, **settings):
-    return HPSv3(weights=str(folder), base=str(folder), dtype="float32", **settings).load()
+    instruction = str(folder / "instruction.txt")
+    return HPSv3(weights=str(folder), base=str(folder), instruction=instruction, dtype="float32", **settings).load()
 
 
 def turn(x, angle):
@@ -91,7 +92,7 @@ def test_score_is_read_at_the_reward_token_with_plain_positions(tiny, images, pr
     hpsv3.load_exactly(network, hpsv3.renamed(state), "x")
     expected = []
     for image, prompt in zip(images[:2], prompts, strict=False):
-        text = processor.apply_chat_template([talk(hpsv3.INSTRUCTION.read_text(), prompt)], tokenize=False)
+        text = processor.apply_chat_template([talk(WORDING, prompt)], tokenize=False)
         given = processor(text=text, images=[resized(image)], return_tensors="pt")
         words, pad = given["input_ids"][0], processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         told = state["model.embed_tokens.weight"][words]
@@ -111,10 +112,16 @@ def test_score_does_not_depend_on_the_batch(tiny, images, prompts, same_alone):
     same_alone(score_of(tiny[0]), images[:3], prompts[:3], within=2e-4)
 
 
-def test_the_instruction_is_the_published_one():
-    text = INSTRUCTION.read_text("utf-8")
-    assert hashlib.sha256(text.encode()).hexdigest().startswith("f6ee57479d4e9eee76b4")
-    assert text.count(REWARD_TOKEN) == text.count("{text_prompt}") == 1
+def test_an_instruction_is_asked_for_read_and_checked(tmp_path, caplog):
+    with pytest.raises(ValueError, match="instruction is not set"):
+        HPSv3().load()
+    file = tmp_path / "instruction.txt"
+    file.write_text("Rate {text_prompt}")
+    with pytest.raises(ValueError, match=r"must hold <.Reward.> once, it is there 0 times"):
+        hpsv3.read_instruction(str(file))
+    file.write_text(WORDING)
+    assert hpsv3.read_instruction(str(file)) == WORDING
+    assert "not the published instruction" in caplog.text
 
 
 def test_a_prompt_with_braces_is_asked_as_it_is():
@@ -135,4 +142,4 @@ def test_a_checkpoint_without_the_reward_word_is_refused(tiny, tmp_path):
     state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"][:263].clone()
     save_file(state, tmp_path / "HPSv3.safetensors")
     with pytest.raises(ValueError, match=r"has embeddings of 263 words, but <\|Reward\|> is 263"):
-        HPSv3(weights=str(tmp_path), base=str(tiny[0])).load()
+        HPSv3(weights=str(tmp_path), base=str(tiny[0]), instruction=str(tiny[0] / "instruction.txt")).load()
