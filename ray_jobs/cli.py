@@ -18,6 +18,7 @@ VERBS = {
     "status": "how a training run stands, also as a page",
     "tune": "search for the best settings of a training job",
     "evaluate": "compare models: images, scores, statistics, a report",
+    "dreambench": "draw the subjects of DreamBench with an IP-Adapter, and score them",
     "serve": "generate images over HTTP, with a page to compare models",
     "demo": "see all of it on this machine in minutes, with the model that ships with Palate",
 }

@@ -28,7 +28,7 @@ def forest(comparison: Comparison, *, primary: bool = True) -> str | None:
     figure, axes = new_figure(WIDTH, sum(heights), len(kept), heights)
     for (panel, mine), axis in zip(kept, axes, strict=True):
         scale = 100 if panel[0].is_share else 1
-        for y, (metric, d) in enumerate(mine):
+        for y, (_, d) in enumerate(mine):
             _point(axis, comparison, d, y, (d.delta * scale, d.low * scale, d.high * scale), filled=d.shown)
         axis.axvline(0, color=INK, lw=1, alpha=0.5)
         _name_rows(axis, [_row_name(comparison, metric, d, len(panel) > 1) for metric, d in mine])

@@ -2,14 +2,17 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
+import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
 
+from eval import gallery
 from eval.comparison import Difference, Metric, compare_scores
-from eval.gallery import data_uri, galleries
+from eval.gallery import BUDGET, data_uri, galleries
 from eval.generate import plan_images
 from eval.plan import ComparisonPlan
 from eval.prompts import Prompt
@@ -162,6 +165,20 @@ def test_report_json_holds_every_number(written):
     assert len(facts["shown"]["A random sample"]) == 10
 
 
+def test_report_json_fits_the_schema_beside_it(written):
+    folder, _, _ = written
+    schema = json.loads((folder / "report.schema.json").read_text())
+    facts = json.loads((folder / "report.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(facts, schema)
+    for damage in ({"surplus": 1}, {"levels": [{"model": 3}]}, {"summary": "text"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(facts | damage, schema)
+    del facts["differences"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(facts, schema)
+
+
 def test_improved_and_worsened_prompts_are_those_that_changed(written):
     folder, comparison, _ = written
     grids = {grid.title: grid.rows for grid in galleries(comparison, folder)}
@@ -184,9 +201,16 @@ def test_small_images_are_inlined_exactly_and_large_ones_reduced(tmp_path):
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (288, 144)
 
 
-def test_a_report_of_large_images_stays_below_five_megabytes(tmp_path):
-    comparison = make_comparison(tmp_path, wins=12, prompts=30, size=(512, 512))
-    assert write_report(tmp_path, comparison, title="large").stat().st_size < 5_000_000
+def test_large_images_are_left_out_evenly_when_the_page_would_get_too_big(tmp_path, monkeypatch):
+    comparison = make_comparison(tmp_path, wins=6, prompts=8, size=(300, 300))
+    monkeypatch.setattr(gallery, "BUDGET", 400_000)
+    grids = {grid.kind: len(grid.rows) for grid in galleries(comparison, tmp_path)}
+    assert 1 <= grids["sample"] < 8
+    assert grids["sample"] - grids["best"] in (0, 1)
+    assert grids["worst"] == 1
+    monkeypatch.setattr(gallery, "BUDGET", 10**9)
+    assert [len(grid.rows) for grid in galleries(comparison, tmp_path)] == [8, 6, 1]
+    assert BUDGET < 4_000_000
 
 
 def test_the_verdict_is_a_plain_sentence():
@@ -210,3 +234,59 @@ def test_groups_get_their_own_plot(tmp_path):
     grouped = compare_scores(plan, comparison.scores, prompts, {})
     assert {group.value for group in grouped.groups} == {"none"}
     assert ">By relation</h3>" in write_report(tmp_path, grouped, title="groups").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    executable = shutil.which("chromium") or shutil.which("chromium-browser")
+    if executable is None:
+        pytest.skip("no Chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.browser
+def test_the_gallery_is_filtered_by_keyboard_and_nothing_is_fetched(written, browser):
+    folder, *_ = written
+    page = browser.new_context(offline=True).new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
+    page.goto((folder / "report.html").as_uri())
+    visible = page.locator("article.row:visible")
+    everything = visible.count()
+    assert everything == 10 + 6 + 1
+    page.locator("select[name=kind]").focus()
+    page.keyboard.type("most worsened")
+    assert visible.count() == 1
+    page.select_option("select[name=kind]", "")
+    page.fill("input[name=text]", "PROMPT 3")
+    assert visible.count() == 2
+    assert page.locator("output").inner_text() == "2 prompts"
+    page.fill("input[name=text]", "")
+    page.select_option("select[name=order]", "up")
+    first = page.locator(".gridbox[data-kind=sample] article.row").first
+    assert first.get_attribute("data-gain") == "-1.0"
+    first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.gain") != "-1.0"
+    assert problems == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_the_page_in_light_and_dark(written, browser, scheme):
+    folder, *_ = written
+    page = browser.new_context(color_scheme=scheme).new_page()
+    page.goto((folder / "report.html").as_uri())
+
+    def brightness(property_):
+        text = page.evaluate(f"getComputedStyle(document.body).{property_}")
+        return sum(int(part) for part in re.findall(r"\d+", text)[:3]) / 765
+
+    assert abs(brightness("color") - brightness("backgroundColor")) > 0.6
+    assert (brightness("backgroundColor") < 0.5) == (scheme == "dark")
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")

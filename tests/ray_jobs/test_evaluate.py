@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,13 +9,17 @@ import ray
 from PIL import Image
 from rich.console import Console
 
+from dpo_core.data.sources.shapes import captions
 from eval.evaluation import Piece, draw_and_score
 from eval.generate import SamplerSection, generate_to_folder, make_missing, plan_images
 from eval.models import load_pipeline
+from eval.prompts import load_prompts
 from eval.scorers.shapes import Shapes
 from eval.sources import Source
 from ray_jobs.compared import results_table
+from ray_jobs.config import load_config
 from ray_jobs.evaluate import EvaluateJob, compare, locate, main, report
+from ray_jobs.pool import dealt
 from ray_jobs.tracking import TrackingSection
 from tests.tiny_models import make_tiny_sd
 
@@ -126,9 +131,36 @@ def test_the_embedded_model_and_the_base_of_a_lora_are_found(tmp_path):
     assert locate("owner/name") == Source("owner/name")
 
 
+@pytest.mark.parametrize("config", ["shapes", "partiprompts", "sdxl"])
+def test_every_comparison_that_ships_is_a_valid_plan(config):
+    job = load_config(EvaluateJob, Path(__file__).parents[2] / "tune_configs" / "compare" / f"{config}.yaml", [])
+    assert len(job.models) == 3
+
+
+def test_the_seen_captions_are_those_that_may_be_trained_on():
+    assert load_prompts("shapes_seen") == captions("train", singles=False)
+
+
+def test_neighbouring_pieces_go_to_the_same_worker():
+    pieces: list[Any] = list(range(7))
+    assert dealt(pieces, 3) == [[0, 1, 2], [3, 4], [5, 6]]
+    assert dealt(pieces[:2], 2) == [[0], [1]]
+
+
 def test_a_dry_run_tells_how_much_would_be_drawn(capsys):
     root = Path(__file__).parents[2]
-    assert main(["--config", str(root / "tune_configs/compare/partiprompts.yaml"), "--dry-run", "limit=100"]) == 0
+    assert (
+        main(
+            [
+                "--config",
+                str(root / "tune_configs/compare/partiprompts.yaml"),
+                "--dry-run",
+                "limit=100",
+                "prompts=partiprompts",
+            ]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "100 of partiprompts" in shown
-    assert "200 in all" in shown
+    assert "300 in all" in shown

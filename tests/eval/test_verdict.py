@@ -1,0 +1,124 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from eval.comparison import Comparison, compare_scores
+from eval.plan import ComparisonPlan
+from eval.prompts.overlap import Overlap
+from eval.verdict import cautions, improved, verdicts
+
+PLAN = ComparisonPlan.model_validate(
+    {
+        "models": {"base": "a", "sft": "b", "dpo": "c"},
+        "control": "sft",
+        "prompts": ["one", "two"],
+        "sampler": {"preset": "sd15"},
+        "scorers": [{"kind": "pickscore"}, {"kind": "aesthetic"}],
+    }
+)
+
+
+def compared(gains: dict[str, dict[str, float]], plan: ComparisonPlan = PLAN, **more) -> Comparison:
+    """40 prompts in both sets; ``gains``: model -> scorer -> mean gain over the base, with a spread of 1."""
+    rng = np.random.default_rng(0)
+    prompts = [f"one:{i}" for i in range(40)]
+    base = rng.normal(size=40)
+    rows = []
+    for label in plan.sets:
+        for scorer in plan.scorers:
+            column = scorer.primary
+            for model in plan.models:
+                scores = base + gains.get(model, {}).get(scorer.kind, 0.0) + (model != "base") * rng.normal(size=40)
+                rows += [
+                    {
+                        "model": model, "prompt_set": label, "prompt": prompt, "prompt_index": i, "seed": 0,
+                        "file": f"{model}-{label}-{i}", "blank": False, "scorer": scorer.label, "column": column,
+                        "score": float(score),
+                    }
+                    for i, (prompt, score) in enumerate(zip(prompts, scores, strict=True))
+                ]  # fmt: skip
+    return compare_scores(plan, rows, [], **more)
+
+
+BOTH = {"dpo": {"pickscore": 2.0, "aesthetic": 2.0}}
+
+
+def test_a_scorer_that_labelled_the_data_never_makes_the_headline():
+    assert compared(BOTH).headline.scorer == "pickscore"
+    for name in ("pickscore", "pickscore/pickscore", "PickScore-v1"):
+        found = compared(BOTH, partial={name: "labelled the training data of dpo"})
+        assert found.headline.scorer == "aesthetic"
+        assert verdicts(found)[0].startswith("sft") or "aesthetic" in verdicts(found)[0]
+        assert any("pickscore labelled the training data of dpo" in sentence for sentence in cautions(found))
+        assert improved(found, "dpo")
+
+
+def test_a_scorer_named_in_the_plan_is_left_out_too():
+    found = compared(BOTH, PLAN.model_copy(update={"partial_scorers": ["pickscore"]}))
+    assert found.headline.scorer == "aesthetic"
+
+
+def test_without_an_independent_scorer_nothing_is_proven():
+    both = dict.fromkeys(("pickscore", "aesthetic"), "picked the checkpoint of dpo")
+    found = compared(BOTH, partial=both)
+    said = next(sentence for sentence in verdicts(found) if sentence.startswith("dpo"))
+    assert "beats" not in said
+    assert said.startswith("dpo scores higher than base on pickscore")
+    assert "no independent judgement: pickscore picked the checkpoint of dpo" in said
+    assert "nothing here proves an improvement" in cautions(found)[0]
+    assert not improved(found, "dpo")
+
+
+def test_every_contrast_gets_a_sentence_the_first_set_and_the_base_first():
+    said = verdicts(compared(BOTH))
+    assert len(said) == 6
+    assert "sft and base" in said[0]
+    assert said[0].count("of one") == 1
+    assert said[1].startswith("dpo beats base on pickscore")
+    assert said[2].startswith("dpo beats sft on pickscore")
+    assert all("prompts of two" in sentence for sentence in said[3:])
+
+
+def test_scorers_that_see_the_opposite_are_reported():
+    found = compared({"dpo": {"pickscore": 2.0, "aesthetic": -2.0}})
+    assert any("Scorers disagree: on aesthetic dpo against base goes the other way" in s for s in cautions(found))
+    assert not any("disagree" in sentence for sentence in cautions(compared(BOTH)))
+
+
+def test_prompts_that_were_trained_on_are_reported_and_unknown_is_not_none():
+    overlaps = [
+        Overlap("one", "data/pairs", 40, 900, 7, 3, []),
+        Overlap("two", "data/pairs", 40, 900, 0, 0, []),
+        Overlap("two", "gone", 40, None, 0, 0, [], "no file or folder 'gone'"),
+    ]
+    said = cautions(compared(BOTH, overlaps=overlaps))
+    assert "7 of 40 prompts of one (3 with six words or more) are among the training captions in data/pairs." in said
+    assert "Whether prompts of two were trained on is not known: no file or folder 'gone'." in said
+    assert len([sentence for sentence in said if "trained on" in sentence or "training captions" in sentence]) == 2
+
+
+def test_a_difference_that_only_correction_takes_away_is_told_so():
+    found = compared({"dpo": {"pickscore": 0.5}})
+    d = replace(found.difference("dpo"), low=0.1, high=0.9, p_adjusted=0.07, shown=False)
+    found = replace(found, differences=[d])
+    assert "may be chance (adjusted p 0.070)" in verdicts(found)[0]
+
+
+def test_few_prompts_are_called_few():
+    few = compared(BOTH)
+    assert not any("few" in sentence for sentence in cautions(few))
+    small = replace(few, differences=[replace(d, prompts=12) for d in few.differences])
+    assert any(sentence.startswith("12 prompts are few") for sentence in cautions(small))
+
+
+def test_published_numbers_stand_beside_the_same_protocol_only():
+    models = {"base": "runwayml/stable-diffusion-v1-5", "sft": "b", "dpo": "c"}
+    plan = PLAN.model_copy(update={"models": models, "prompts": ["hpdv2", "two"]})
+    rows = compared(BOTH, plan).published
+    assert {(row.metric, row.method) for row in rows} >= {("pickscore", "Diffusion-DPO"), ("aesthetic", "SUDO")}
+    dpo = next(row for row in rows if (row.metric, row.method) == ("pickscore", "Diffusion-DPO"))
+    assert (dpo.delta, dpo.win_rate, dpo.prompt_set) == (pytest.approx(0.46), 0.7572, "hpdv2")
+    fewer_steps = plan.sampler.model_copy(update={"num_inference_steps": 20})
+    for change in ({"limit": 100}, {"split": "report"}, {"sampler": fewer_steps}, {"models": PLAN.models}):
+        assert compared(BOTH, plan.model_copy(update=change)).published == []
