@@ -18,6 +18,7 @@ from dpo_core.diagnostics import ChosenErrorAlarm
 from dpo_core.export import export_model
 from dpo_core.families import DTYPES, SD15, AnyFamily, Precision, weights_hash
 from dpo_core.learner import Learner
+from dpo_core.ledger import Ledger, LedgerFile
 from dpo_core.metrics import MetricsFile, RunningMeans
 from dpo_core.noise import NoiseSection
 from dpo_core.objectives import DPO, AnyObjective
@@ -100,9 +101,9 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
     """Train until ``loop.max_steps``, going on from the newest checkpoint in ``context.run_dir`` if there is one.
 
     ``plan`` says which pairs there are, ``batches`` delivers them. Leaves ``metrics.jsonl``, ``quarantine.parquet``,
-    ``checkpoints/`` and the exported ``model/`` in the run folder; False without the model, when the context asked the
-    run to stop before its end. Raises ValueError when the checkpoint was made with a config or data that would change
-    the mathematics, when too many pairs cannot be read, and when gradients stay infinite.
+    ``ledger.jsonl``, ``checkpoints/`` and the exported ``model/`` in the run folder; False without the model, when the
+    context asked the run to stop before its end. Raises ValueError when the checkpoint was made with a config or data
+    that would change the mathematics, when too many pairs cannot be read, and when gradients stay infinite.
     """
     loop, objective = config.loop, config.objective
     record = config.model_dump(mode="json", include=set(TrainSection.model_fields)) | {"data_sha256": plan.fingerprint}
@@ -138,12 +139,14 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
     for row in file.rows_until(start) if file is not None else ():
         alarm.check({name.removeprefix("train/"): value for name, value in row.items()})
     unreadable: list[Quarantined] = []
+    ledger, ledger_file = Ledger(), LedgerFile(context.run_dir / "ledger.jsonl") if context.rank == 0 else None
     judged = start
     stream = batches(start) if start < loop.max_steps else iter(())
     for step in range(start, loop.max_steps):
         micro_batches = next(stream)
         update.accumulate(micro_batches)
         unreadable += [item for batch in micro_batches for item in batch.quarantined]
+        ledger.note(step + 1, micro_batches)
         norm = learner.update()
 
         done = step + 1
@@ -152,11 +155,13 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
         last = done == loop.max_steps
         request = context.request()
         if done % loop.log_every == 0 or last or request != "nothing":
-            found = [item for part in context.gather(unreadable) for item in part]
+            told = context.gather((unreadable, ledger.take()))
+            found = [item for part, _ in told for item in part]
             quarantine.add(found, rows_read=(done - judged) * loop.global_batch_size)
             unreadable, judged = [], done
-            if file is not None:
+            if ledger_file is not None:
                 quarantine.write(quarantine_file)
+                ledger_file.append([entries for _, entries in told])
         if done % loop.log_every == 0 or last:
             window = means.take(context)
             window["chosen_error_rises"] = float(alarm.check(window))
