@@ -79,7 +79,9 @@ def run(job: DreamBenchJob, console: Console | None = None) -> DreamBenchScores:
             for reference in track(pending, "drawing subjects", console=console, transient=True):
                 ray.get(reference)
         score: Any = resources(score_dreambench)
-        scores: DreamBenchScores = ray.get(score.remote(images, references, setting, job.scorers, device=device, prompts=prompts))
+        scores: DreamBenchScores = ray.get(
+            score.remote(images, references, setting, job.scorers, device=device, prompts=prompts)
+        )
     except RayTaskError as error:
         if isinstance(error.cause, ValueError):
             raise error.cause from error

@@ -8,7 +8,9 @@ import pytest
 from eval.prompts import FOLDER, load_prompt_set, load_prompts, prompt_sets
 
 
-@pytest.mark.parametrize(("name", "count"), [("partiprompts", 1632), ("geneval", 553), ("drawbench", 200), ("dreambench", 750)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("partiprompts", 1632), ("geneval", 553), ("drawbench", 200), ("dreambench", 750)]
+)
 def test_a_set_has_as_many_prompts_as_its_source(name, count):
     assert len(load_prompts(name)) == count
 
