@@ -12,7 +12,7 @@ from dpo_core.context import RunContext
 from dpo_core.data.batches import PairBatch, Share
 from dpo_core.data.encoder import check_encoder
 from dpo_core.data.plan import DataSection, Plan
-from dpo_core.data.quarantine import Quarantine, Quarantined, counts_by_reason, read_quarantine
+from dpo_core.data.quarantine import Quarantine, Quarantined, counts_by_reason, read_quarantine, told_counts
 from dpo_core.data.texts import load_family
 from dpo_core.diagnostics import ChosenErrorAlarm
 from dpo_core.export import export_model
@@ -170,6 +170,7 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
             metrics: dict[str, float] = {f"train/{key}": value for key, value in window.items()}
             metrics |= {"train/lr": float(learner.schedule.get_last_lr()[0]), "train/grad_norm": norm.item()}
             metrics |= {"train/skipped_updates": learner.skipped, "data/quarantined": len(quarantine.records)}
+            metrics |= {f"data/quarantined/{why}": n for why, n in counts_by_reason(quarantine.records).items()}
             if file is not None:
                 file.append(done, metrics)
             context.report({"step": done} | metrics)
@@ -183,13 +184,18 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
             return False
 
     if context.rank == 0:
+        reasons = counts_by_reason(quarantine.records)
+        if reasons:
+            log.warning(
+                "%d of %d rows could not be used: %s", len(quarantine.records), plan.total, told_counts(reasons)
+            )
         facts = {
             "steps": loop.max_steps,
             "base_weights_sha256": base_hash,
             "data_sha256": plan.fingerprint,
             "pairs": plan.rows,
             "ties_left_out": plan.ties,
-            "quarantined": counts_by_reason(quarantine.records),
+            "quarantined": reasons,
         }
         dtype = DTYPES[loop.export_dtype]
         with learner.averaged():

@@ -11,6 +11,7 @@ from rich.console import Console
 from dpo_core.context import LocalContext
 from dpo_core.data.batches import PairBatch, step_batches
 from dpo_core.data.plan import Plan
+from dpo_core.data.quarantine import counts_by_reason, read_quarantine, told_counts
 from dpo_core.section import Section
 from dpo_core.stopping import clear_stop, signals_stop, stop_asked
 from dpo_core.training import TrainSection, train
@@ -125,9 +126,7 @@ def train_on_ray(job: TrainJob, folder: Path) -> None:
             # Ray's own state of this attempt; the run's state is ours, in `folder`.
             name=attempt_name(folder),
             storage_path=str(folder / "ray"),
-            failure_config=ray.train.FailureConfig(
-                max_failures=job.cluster.max_failures, max_preemption_failures=-1
-            ),
+            failure_config=ray.train.FailureConfig(max_failures=job.cluster.max_failures, max_preemption_failures=-1),
         ),
     )
     try:
@@ -179,6 +178,8 @@ def main(argv: list[str] | None = None) -> int:
         for what, path in (("model  ", folder / "model"), ("metrics", folder / "metrics.jsonl")):
             if path.exists():
                 Console().print(f"{what} {path}")
+        reasons = counts_by_reason(read_quarantine(folder / "quarantine.parquet"))
+        Console().print(f"rows that could not be used: {told_counts(reasons) or 'none'}")
 
     return run_verb(schema=TrainJob, run=run, plan=plan_rows, argv=argv, doc=__doc__ or "")
 

@@ -80,7 +80,7 @@ class BatchLoader:
                 if isinstance(row.rejected, RowRejected):
                     raise row.rejected
             except RowRejected as rejected:
-                batch.quarantined.append(slot.quarantined(rejected))
+                batch.quarantined.append(self._rows.record(slot, rejected))
                 continue
             self._put(batch, index, 0, row.chosen)
             if row.rejected is None:

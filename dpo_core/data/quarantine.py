@@ -3,7 +3,7 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -76,6 +76,11 @@ def counts_by_reason(records: Iterable[Quarantined]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
+def told_counts(counts: Mapping[str, int]) -> str:
+    """Counts in words: what each one is of, and how many."""
+    return ", ".join(f"{what} {count}" for what, count in counts.items())
+
+
 def check_share(records: Sequence[Quarantined], rows: int, limit: float) -> None:
     """Raise ValueError when more than the share ``limit`` of ``rows`` was quarantined."""
     if len(records) > limit * rows:
@@ -84,7 +89,7 @@ def check_share(records: Sequence[Quarantined], rows: int, limit: float) -> None
 
 def too_many(records: Sequence[Quarantined], failed: int, rows: int, limit: float) -> ValueError:
     """The error for ``failed`` of ``rows`` rows; ``records`` tells which and why."""
-    reasons = ", ".join(f"{reason} {count}" for reason, count in counts_by_reason(records).items())
+    reasons = told_counts(counts_by_reason(records))
     return ValueError(
         f"{failed} of {rows} rows ({failed / rows:.1%}) cannot be used, more than max_quarantined_share={limit:g} "
         f"allows: {reasons}; the first is row {records[0].row} of {records[0].file}"

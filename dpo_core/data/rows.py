@@ -12,7 +12,7 @@ from dpo_core import randomness
 from dpo_core.data import images, latents, rejects, schema
 from dpo_core.data.plan import Place, Slot
 from dpo_core.data.quality import read_quality
-from dpo_core.data.quarantine import RowRejected
+from dpo_core.data.quarantine import Quarantined, RowRejected
 from dpo_core.data.reader import RowReader
 from dpo_core.data.section import DataSection
 
@@ -58,6 +58,10 @@ class Rows(Protocol):
         """The chosen image at ``place`` as the rejected image of ``slot``. Raises as `read` does."""
         ...
 
+    def record(self, slot: Slot, rejected: RowRejected) -> Quarantined:
+        """Which row of which file of images cannot be used, and why."""
+        ...
+
 
 class ImageRows:
     """Rows with encoded images; keeps recently read row groups up to ``cache_bytes``.
@@ -95,6 +99,9 @@ class ImageRows:
     def donate(self, place: Place, slot: Slot) -> LoadedImage:
         pair, _ = self._pair(self._reader.row(*place), slot.pair_id)
         return self._as_rejected(pair.chosen, slot, "chosen")
+
+    def record(self, slot: Slot, rejected: RowRejected) -> Quarantined:
+        return slot.quarantined(rejected)
 
     def _pair(self, row: pa.Table, pair_id: str) -> tuple[schema.PreferencePair, int]:
         side = schema.chosen_side(*(row.column(name)[0].as_py() for name in schema.LABELS))
@@ -147,7 +154,7 @@ class LatentRows:
         self._section = section
         self._seed = seed
         self._cache = cache
-        unread = {"shape", "source_file", "source_row"} | ({"mirrored"} if section.flip == "none" else set())
+        unread = {"shape"} | ({"mirrored"} if section.flip == "none" else set())
         columns = [name for name in latents.SHARD_SCHEMA.names if name not in unread]
         self._reader = RowReader(columns, max_bytes=cache_bytes)
 
@@ -166,6 +173,11 @@ class LatentRows:
 
     def donate(self, place: Place, slot: Slot) -> LoadedImage:
         return self._image(self._reader.row(*place), 0, "rejected", slot)
+
+    def record(self, slot: Slot, rejected: RowRejected) -> Quarantined:
+        row = self._reader.row(slot.group, slot.row)
+        file, number = (row.column(name)[0].as_py() for name in ("source_file", "source_row"))
+        return Quarantined(slot.pair_id, file, number, rejected.reason, rejected.detail)
 
     def _image(self, row: pa.Table, side: int, name: str, slot: Slot) -> LoadedImage:
         """The image stored as chosen (0) or rejected (1), as the ``name`` image of ``slot``."""
