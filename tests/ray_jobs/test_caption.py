@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 
 import open_clip
-import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
@@ -19,10 +18,11 @@ from dpo_core.data.quarantine import read_quarantine
 from dpo_core.data.section import DataSection
 from eval.scorers.clip import CLIPScore
 from ray_jobs.caption import CaptionJob, main, shard_job
-from ray_jobs.captioning.section import DescribeByEndpoint, GivenCaptions, PerturbByEndpoint
+from ray_jobs.captioning.section import GivenCaptions
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import load_config, save_config
 from ray_jobs.shards import read_record, run_shards, shard_files
+from tests.ray_jobs.caption_jobs import job, rows_of
 from tests.ray_jobs.chat_server import ChatServer, chat_server
 from tests.ray_jobs.colour_pairs import colour_pairs, named
 
@@ -35,18 +35,6 @@ QUIET = Console(quiet=True)
 @pytest.fixture
 def pairs(tmp_path) -> Path:
     return colour_pairs(tmp_path / "pairs", 6)
-
-
-def job(server: ChatServer, pairs: Path, out: Path, *, perturbed: bool = True, endpoint=None, **settings) -> CaptionJob:
-    common = {"base_url": server.base_url, "model": server.model, "max_retries": 0, **(endpoint or {})}
-    describe = {"describe": DescribeByEndpoint(**common)}
-    perturb = {"perturb": PerturbByEndpoint(**common, instruction="{change}: {caption}")} if perturbed else {}
-    data = DataSection(paths=[str(pairs)], max_quarantined_share=0.6)
-    return CaptionJob(**{"data": data, "out": str(out), "shard_pairs": 2, **describe, **perturb, **settings})
-
-
-def rows_of(out: Path) -> list[dict]:
-    return [row for file in shard_files(out) for row in pq.read_table(file).to_pylist()]
 
 
 def test_variant_c_has_a_caption_of_each_image_and_keeps_the_prompt(pairs, tmp_path):
