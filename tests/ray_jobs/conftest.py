@@ -13,6 +13,7 @@ def ray_cluster() -> Iterator[None]:
 
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
