@@ -26,6 +26,7 @@ from dpo_core.data.quarantine import counts_by_reason, read_quarantine
 from dpo_core.metrics import read_complete_rows
 from dpo_core.stopping import ask_to_stop, stop_asked
 from ray_jobs.settings.command import complain, show
+from ray_jobs.validation.told import validation_facts
 
 TEMPLATE = Path(__file__).parent / "web" / "run.html.j2"
 PANELS = (
@@ -125,6 +126,7 @@ class RunStatus:
             facts["alarm"] = "the error of the chosen images rises: the margin grows by unlearning"
         if last.get("train/skipped_updates"):
             facts["skipped updates"] = f"{last['train/skipped_updates']:.0f} (their gradient was not finite)"
+        facts |= validation_facts(self.folder)
         facts["checkpoints"] = ", ".join(f"{step:,}" for step in self.checkpoints) or "none yet"
         file = self.folder / "quarantine.parquet"
         if file.exists():

@@ -15,8 +15,9 @@ from PIL import Image
 from pydantic import BaseModel
 
 from dpo_core.section import Section
-from ray_jobs.record.delivery import Delivery, Destination
+from ray_jobs.record.delivery import FILES, Delivery, Destination
 from ray_jobs.record.journal import append_line
+from ray_jobs.settings.secrets import without_secrets
 
 LOG_SCALE = {"log10_lr": "optim.lr", "log10_beta": "objective.beta"}
 """MLflow's parallel coordinates print five decimals, so small values are logged by their exponent too."""
@@ -60,8 +61,9 @@ class Tracker:
     """Notes things for MLflow. Every call returns at once: it writes to the run folder, and a thread delivers.
 
     One run folder is one MLflow run: ``mlflow.json`` keeps its id and what it has got, so the same run started again
-    goes on where it was, and delivers first what could not be delivered before. ``metrics.jsonl`` of the run folder
-    is shipped as it grows; an infinite value is left out and counted in ``tracking/infinite_values``.
+    goes on where it was, and delivers first what could not be delivered before. ``metrics.jsonl`` and
+    ``validation.jsonl`` of the run folder are shipped as they grow, with the sample grids that the latter names; an
+    infinite value is left out and counted in ``tracking/infinite_values``.
     """
 
     def __init__(
@@ -81,15 +83,16 @@ class Tracker:
         if not section.enabled:
             return
         self._spool.mkdir(parents=True, exist_ok=True)
-        self.uri = tracking_uri(section, self._run_dir.parent)
+        uri = tracking_uri(section, self._run_dir.parent)
+        self.uri = without_secrets(uri)
         self._note("status", status="RUNNING")
         self.set_tags({"palate.run_dir": str(self._run_dir), **section.tags})
-        destination = Destination(self.uri, section.experiment, name or self._run_dir.name, parent_run_id)
-        self._delivery = Delivery(self._run_dir, self._outbox, destination, poll_s)
+        destination = Destination(uri, section.experiment, name or self._run_dir.name, parent_run_id)
+        self._delivery = Delivery(self._run_dir, destination, poll_s)
 
     @property
     def _outbox(self) -> Path:
-        return self._spool / "outbox.jsonl"
+        return self._run_dir / FILES["outbox"]
 
     @property
     def run_id(self) -> str | None:

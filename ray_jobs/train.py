@@ -19,6 +19,8 @@ from ray_jobs.cluster import ClusterSection, check_fits, gpus_each, start_ray
 from ray_jobs.config import run_verb, save_config
 from ray_jobs.progress import training_progress
 from ray_jobs.tracking import TrackingSection, track_run
+from ray_jobs.validation.launch import validated
+from ray_jobs.validation.section import ValidationSection
 
 
 class RunSection(Section):
@@ -36,6 +38,7 @@ class TrainJob(TrainSection):
     run: RunSection = RunSection()
     cluster: ClusterSection = ClusterSection()
     tracking: TrackingSection = TrackingSection()
+    validation: ValidationSection = ValidationSection()
 
 
 def run_dir(job: TrainJob) -> Path:
@@ -75,6 +78,7 @@ def run_training(job: TrainJob, console: Console | None = None) -> Path:
     with (
         signals_stop(folder),
         track_run(job.tracking, folder, name=job.run.name, config=job),
+        validated(job, folder, plan, console),
         training_progress(folder, job.loop.max_steps, console, job.run.name),
     ):
         if job.cluster.num_workers == 0:

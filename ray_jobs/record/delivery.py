@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_jobs.record.journal import Position, read_lines, replace_json
+from ray_jobs.settings.secrets import without_secrets
 
 if TYPE_CHECKING:
     from ray_jobs.record.mlflow_run import MlflowRun
 
+FILES = {
+    "metrics": "metrics.jsonl",
+    "validation": "validation.jsonl",
+    "system": "tracking/system.jsonl",
+    "outbox": "tracking/outbox.jsonl",
+}
+"""What is shipped of a run folder, in this order."""
 LINES_AT_ONCE = 200
 IMPORT_S = 60.0
 REASONS_KEPT = 20
@@ -35,6 +43,8 @@ class State:
     uri: str = ""
     run_id: str = ""
     metrics: Position = field(default_factory=Position)
+    validation: Position = field(default_factory=Position)
+    system: Position = field(default_factory=Position)
     outbox: Position = field(default_factory=Position)
     infinite_values: int = 0
     refused: list[str] = field(default_factory=list)
@@ -47,7 +57,7 @@ class State:
             return cls(uri=uri)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            state = cls(**data | {name: Position(**data[name]) for name in ("metrics", "outbox")})
+            state = cls(**data | {name: Position(**data[name]) for name in FILES if name in data})
         except (ValueError, TypeError, KeyError):
             return cls(uri=uri, refused=[f"{path.name} was damaged, so a new MLflow run was begun"])
         return state if state.uri == uri else cls(uri=uri)
@@ -64,16 +74,16 @@ class Destination:
 
 
 class Delivery:
-    """Tails ``metrics.jsonl`` and the outbox of a run folder and ships both, in order, exactly once.
+    """Tails the growing files of a run folder and ships them, each in order, exactly once.
 
     Metric points carry the time of their line, so a batch that is repeated after a crash changes nothing.
     """
 
-    def __init__(self, run_dir: Path, outbox: Path, destination: Destination, poll_s: float) -> None:
-        self._files = {"metrics": run_dir / "metrics.jsonl", "outbox": outbox}
+    def __init__(self, run_dir: Path, destination: Destination, poll_s: float) -> None:
+        self._files = {name: run_dir / file for name, file in FILES.items()}
         self._state_file = run_dir / "mlflow.json"
         self._run_dir, self._destination, self._poll_s = run_dir, destination, poll_s
-        self.state = State.load(self._state_file, destination.uri)
+        self.state = State.load(self._state_file, without_secrets(destination.uri))
         self.error = ""
         self._run: MlflowRun | None = None
         self._wake, self._closing, self._abandoned = threading.Event(), threading.Event(), threading.Event()
@@ -125,8 +135,13 @@ class Delivery:
         if self._run is None:
             self._run = self._connect()
             self._save()
-        for name, ship in (("metrics", self._ship_metrics), ("outbox", self._ship_outbox)):
-            limit = LINES_AT_ONCE if name == "metrics" else 1
+        for name, ship in (
+            ("metrics", self._ship_metrics),
+            ("validation", self._ship_validation),
+            ("system", self._ship_metrics),
+            ("outbox", self._ship_outbox),
+        ):
+            limit = LINES_AT_ONCE if ship == self._ship_metrics else 1
             while not self._abandoned.is_set():
                 lines, position = read_lines(self._files[name], getattr(self.state, name), limit)
                 if not lines:
@@ -144,7 +159,9 @@ class Delivery:
             self._imported, self._progress = True, time.monotonic()
         run = MlflowRun.open(self._destination, self.state.run_id)
         if run.run_id != self.state.run_id:
-            self.state = State(uri=self._destination.uri, run_id=run.run_id, refused=self.state.refused)
+            self.state = State(
+                uri=without_secrets(self._destination.uri), run_id=run.run_id, refused=self.state.refused
+            )
         return run
 
     def _save(self) -> None:
@@ -183,6 +200,17 @@ class Delivery:
         for reason in run.log_points(points):
             self._refuse(reason)
         self.state.infinite_values = infinite
+
+    def _ship_validation(self, run: "MlflowRun", records: list[dict[str, Any]]) -> None:
+        """The numbers of a validated checkpoint, and its grid of samples."""
+        images = [
+            {"kind": "image", "key": "samples/grid", "time": int(1000 * row["time"])}
+            | {"file": row["grid"], "step": row["step"]}
+            for row in records
+            if "grid" in row
+        ]
+        self._ship_metrics(run, records)
+        self._ship_outbox(run, images)
 
     def _ship_outbox(self, run: "MlflowRun", records: list[dict[str, Any]]) -> None:
         for record in records:

@@ -1,0 +1,91 @@
+"""Validation as the driver sees it: started with the training, told about as it goes, waited for at the end."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from dpo_core.data.plan import Plan
+from dpo_core.metrics import read_complete_rows
+from dpo_core.stopping import stop_asked
+from ray_jobs.validation.book import FILE, WORK
+from ray_jobs.validation.pairs import HeldOut, held_out_data
+from ray_jobs.validation.told import doing, in_words
+from ray_jobs.validation.validator import ENDED
+from ray_jobs.validation.worker import ActorWorker, ProcessWorker, Worker
+
+if TYPE_CHECKING:
+    from ray_jobs.train import TrainJob
+
+
+@contextmanager
+def validated(job: "TrainJob", run_dir: Path, plan: Plan, console: Console) -> Iterator[None]:
+    """Inside, the checkpoints of the run are validated; at the end the last one is waited for, unless a stop is asked.
+
+    Nothing that goes wrong with validation ends the training: it is told at the end and stands in the status. Raises
+    ValueError, before anything is trained, when the held-out pairs cannot be read or are all trained on.
+    """
+    if not job.validation.enabled:
+        yield
+        return
+    (run_dir / WORK).mkdir(parents=True, exist_ok=True)
+    (run_dir / ENDED).unlink(missing_ok=True)
+    if job.validation.paths:
+        held_out = HeldOut.choose(Plan.build(held_out_data(job.data, job.validation)), plan, job.validation)
+        held_out.save(run_dir)
+        if held_out.trained_on:
+            console.print(f"validation: {held_out.trained_on} pairs are trained on and were left out")
+    there = job.cluster.num_workers == 0
+    worker = ProcessWorker(run_dir) if there else ActorWorker(run_dir, job.validation, job.cluster)
+    teller = Teller(run_dir, console)
+    try:
+        yield
+        if not stop_asked(run_dir):
+            (run_dir / ENDED).touch()
+            told = wait(worker, run_dir, console)
+            if told:
+                console.print(f"[bold red]validation: {told}[/]. The training is complete and does not depend on it.")
+    finally:
+        worker.stop()
+        teller.close()
+
+
+def wait(worker: Worker, run_dir: Path, console: Console) -> str:
+    """Until everything is validated or a stop is asked; why it was not, or nothing."""
+    with console.status("validation") as status:
+        while (end := worker.poll()) is None:
+            if stop_asked(run_dir):
+                return "left for the next start, since a stop was asked"
+            status.update(f"validation: {doing(run_dir) or 'starting'}")
+            time.sleep(0.2)
+    return end
+
+
+class Teller:
+    """A thread that tells each new row of the validation on the console."""
+
+    def __init__(self, run_dir: Path, console: Console) -> None:
+        self.run_dir, self.console = run_dir, console
+        self.seen = len(read_complete_rows(run_dir / FILE))
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.over.set()
+        self.thread.join()
+
+    def _follow(self) -> None:
+        while not self.over.wait(0.5):
+            self._tell()
+        self._tell()
+
+    def _tell(self) -> None:
+        rows = read_complete_rows(self.run_dir / FILE)
+        for row in rows[self.seen :]:
+            self.console.print(in_words(row))
+        self.seen = len(rows)

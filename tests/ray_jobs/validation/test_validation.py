@@ -1,0 +1,250 @@
+"""Validation beside a real training: the same bits with it and without it, and numbers that can be checked by hand."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from rich.console import Console
+
+from dpo_core import randomness
+from dpo_core.data.images import ImageLimits, decode, training_crop
+from ray_jobs.config import ConfigError, load_config
+from ray_jobs.status import RunStatus
+from ray_jobs.train import TrainJob, run_training
+from ray_jobs.validation.told import validation_rows
+from tests.ray_jobs.jobs import final_weights, kill_once_there, palate, write_job
+from tests.tiny_data import make_pairs
+from tests.train_runs import same
+
+PAIRS, LEVELS, SEED, STEPS = 6, 5, 3, 4
+PROMPTS = ["a red cat", "two trees"]
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs 20 to 31 of a set of which 0 to 23 are trained on."""
+    folder = make_pairs(tmp_path_factory.mktemp("held-out"), 32, shards=1)
+    pq.write_table(pq.read_table(folder / "00000.parquet").slice(20), folder / "00000.parquet")
+    return folder
+
+
+def settings(held_out: Path) -> list[str]:
+    return [
+        "validation.enabled=true", f"validation.paths=[{held_out}]", f"validation.pairs={PAIRS}",
+        f"validation.seed={SEED}", f"validation.levels={LEVELS}", "validation.batch_size=4",
+        f"validation.prompts={json.dumps(PROMPTS)}", "validation.sampler.num_inference_steps=2",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path, tiny_pairs: Path, held_out: Path) -> Path:
+    folder = tmp_path_factory.mktemp("validated")
+    config = write_job(folder, tiny_sd, tiny_pairs, steps=STEPS)
+    tracked = ["tracking.enabled=true", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"]
+    return run_training(load_config(TrainJob, config, [*settings(held_out), *tracked]), Console(quiet=True))
+
+
+def test_weights_are_the_same_bits_with_validation_and_without(validated, tmp_path, tiny_sd, tiny_pairs):
+    plain = run_training(load_config(TrainJob, write_job(tmp_path, tiny_sd, tiny_pairs, steps=STEPS), []))
+    assert same(final_weights(validated), final_weights(plain))
+    for part in ("unet", "vae"):
+        name = f"{part}/diffusion_pytorch_model.safetensors"
+        assert (validated / "model" / name).read_bytes() == (plain / "model" / name).read_bytes()
+
+
+def test_start_weights_and_last_checkpoint_are_always_validated_and_every_other_one_is_accounted_for(validated):
+    rows = validation_rows(validated)
+    done = [row["step"] for row in rows if "weights" in row]
+    left_out = [step for row in rows for step in row.get("left_out", [])]
+    assert done[0] == 0
+    assert done[-1] == STEPS
+    assert sorted(done + left_out) == list(range(STEPS + 1))
+
+
+def test_the_start_weights_agree_with_themselves_exactly(validated):
+    first = validation_rows(validated)[0]
+    assert first["validation/implicit_accuracy"] == 0.5
+    assert first["validation/margin"] == 0.0
+    assert first["validation/chosen_error_vs_reference"] == 0.0
+    assert first["validation/pairs"] == PAIRS
+
+
+@torch.no_grad()
+def by_hand(base: Any, tuned: Any, held_out: Path, pair_ids: list[str]) -> dict[str, np.ndarray]:
+    """Errors of the exported model and of the base model by diffusers' own parts, ``[levels, pairs]`` each."""
+    rows = {str(row["ranking_id"]): row for row in pq.read_table(held_out).to_pylist()}
+    errors: dict[str, list[list[float]]] = {name: [] for name in ("chosen", "rejected", "base_chosen", "base_rejected")}
+    for level in range(LEVELS):
+        found: dict[str, list[float]] = {name: [] for name in errors}
+        for pair_id in pair_ids:
+            row, draw = rows[pair_id], (SEED, [level], [pair_id])
+            tokens = base.tokenizer(row["caption"], padding="max_length", truncation=True, return_tensors="pt")
+            text = base.text_encoder(tokens.input_ids)[0]
+            share = (level + randomness.uniform(SEED, level, pair_id, "timestep")) / LEVELS
+            timestep = torch.tensor([int(1000 * share)])
+            noise = randomness.normal((4, 8, 8), *draw, "noise")
+            posterior = randomness.normal((2, 4, 8, 8), *draw, "posterior")
+            chosen = 0 if row["label_0"] > row["label_1"] else 1
+            for side, jpg in enumerate((chosen, 1 - chosen)):
+                crop = training_crop(decode(row[f"jpg_{jpg}"], ImageLimits()), 16, x=0.5, y=0.5, flip=False)
+                pixels = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+                latents = base.vae.encode(pixels).latent_dist
+                sample = (latents.mean + latents.std * posterior[:, side]) * base.vae.config.scaling_factor
+                noisy = base.scheduler.add_noise(sample, noise, timestep)
+                for kind, pipeline in (("", tuned), ("base_", base)):
+                    error = (pipeline.unet(noisy, timestep, text).sample - noise).square().mean().item()
+                    found[kind + ("chosen", "rejected")[side]].append(error)
+        for name, values in found.items():
+            errors[name].append(values)
+    return {name: np.array(values) for name, values in errors.items()}
+
+
+def test_the_last_numbers_are_those_of_the_exported_model_computed_by_hand(validated, tiny_sd, held_out):
+    pair_ids = json.loads((validated / "validation" / "pairs.json").read_text())["pair_ids"]
+    base, tuned = (StableDiffusionPipeline.from_pretrained(folder) for folder in (tiny_sd, validated / "model"))
+    errors = by_hand(base, tuned, held_out, pair_ids)
+    chosen, rejected = errors["chosen"] - errors["base_chosen"], errors["rejected"] - errors["base_rejected"]
+    margin = rejected - chosen
+    row = validation_rows(validated)[-1]
+    expected = {
+        "implicit_accuracy": ((margin > 0) + 0.5 * (margin == 0)).mean(),
+        "margin": margin.mean(),
+        "chosen_error": errors["chosen"].mean(),
+        "rejected_error": errors["rejected"].mean(),
+        "chosen_error_vs_reference": chosen.mean(),
+        "rejected_error_vs_reference": rejected.mean(),
+    }
+    expected |= {f"margin_by_timestep/{level}": margin[level].mean() for level in range(LEVELS)}
+    expected |= {f"chosen_error_vs_reference_by_timestep/{level}": chosen[level].mean() for level in range(LEVELS)}
+    assert {name: row[f"validation/{name}"] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert abs(expected["margin"]) > 1e-4
+
+
+def test_pairs_that_are_trained_on_are_left_out_and_counted(validated):
+    told = json.loads((validated / "validation" / "pairs.json").read_text())
+    assert told["trained_on"] == 4
+    assert {int(pair_id) for pair_id in told["pair_ids"]} <= set(range(24, 32))
+
+
+def test_held_out_pairs_that_are_all_trained_on_are_refused_before_anything_is_trained(tmp_path, tiny_sd, tiny_pairs):
+    job = load_config(TrainJob, write_job(tmp_path, tiny_sd, tiny_pairs), settings(tiny_pairs))
+    with pytest.raises(ValueError, match=r"all 24 pairs of validation.paths are trained on"):
+        run_training(job, Console(quiet=True))
+    assert not (tmp_path / "runs" / "run" / "metrics.jsonl").exists()
+
+
+def test_validation_without_anything_to_do_is_refused(tmp_path, tiny_sd, tiny_pairs):
+    with pytest.raises(ConfigError, match="held-out pairs in paths, prompts for sample grids in prompts"):
+        load_config(TrainJob, write_job(tmp_path, tiny_sd, tiny_pairs), ["validation.enabled=true"])
+
+
+def test_every_validated_step_has_images_of_every_prompt_and_a_grid_with_the_start_weights(validated):
+    done = [row for row in validation_rows(validated) if "weights" in row]
+    for columns, row in zip((1, *[2] * len(done)), done, strict=False):
+        folder = validated / "samples" / f"step-{row['step']:08d}"
+        assert {Image.open(folder / f"{i:03d}.png").size for i in range(len(PROMPTS))} == {(16, 16)}
+        assert row["grid"] == f"samples/step-{row['step']:08d}.png"
+        with Image.open(validated / row["grid"]) as grid:
+            assert grid.width >= columns * 120
+    names = {path.suffix for path in (validated / "samples").rglob("*.*")}
+    assert names == {".png"}
+
+
+def test_numbers_and_grids_reach_mlflow_at_their_steps(validated):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{validated.parents[1] / 'mlflow.db'}")
+    run_id = json.loads((validated / "mlflow.json").read_text())["run_id"]
+    points = client.get_metric_history(run_id, "validation/implicit_accuracy")
+    rows = [row for row in validation_rows(validated) if "weights" in row]
+    expected = [(row["step"], row["validation/implicit_accuracy"]) for row in rows]
+    assert sorted((point.step, point.value) for point in points) == expected
+    names = " ".join(item.path for item in client.list_artifacts(run_id, "images"))
+    assert all(f"samples~grid+step+{row['step']}+" in names for row in rows)
+
+
+def test_the_same_command_again_validates_nothing_twice(validated):
+    before = (validated / "validation.jsonl").read_bytes()
+    job = load_config(TrainJob, validated / "config.yaml", [])
+    run_training(job, Console(quiet=True))
+    assert (validated / "validation.jsonl").read_bytes() == before
+
+
+def test_a_validation_that_fails_is_told_and_does_not_end_the_training(tmp_path, tiny_sd, tiny_pairs, held_out, capsys):
+    unreadable = tmp_path / "unreadable.parquet"
+    table = pq.read_table(held_out).slice(6)
+    for name in ("jpg_0", "jpg_1"):
+        broken = pa.array([b"no image"] * len(table), type=pa.binary())
+        table = table.set_column(table.column_names.index(name), name, broken)
+    pq.write_table(table, unreadable)
+    job = load_config(TrainJob, write_job(tmp_path, tiny_sd, tiny_pairs, steps=2), settings(unreadable))
+    folder = run_training(job)
+    assert (folder / "model" / "provenance.json").exists()
+    assert "validation of update 2 failed: ValueError: no held-out pair" in " ".join(capsys.readouterr().out.split())
+    facts = RunStatus.read(folder).facts()
+    assert facts["state"] == "finished"
+    assert "update 2: ValueError: no held-out pair can be read" in facts["validation failed"]
+
+
+@pytest.mark.slow
+def test_a_validator_that_is_killed_goes_on(tmp_path, tiny_sd, tiny_pairs, held_out):
+    config = write_job(tmp_path, tiny_sd, tiny_pairs, steps=3)
+    run = tmp_path / "runs" / "run"
+
+    def kill() -> None:
+        end = time.monotonic() + 100
+        while time.monotonic() < end and not validation_rows(run):
+            time.sleep(0.01)
+        os.kill(int((run / "validation" / "lock").read_text()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    run_training(load_config(TrainJob, config, settings(held_out)), Console(quiet=True))
+    killer.join()
+    rows = validation_rows(run)
+    steps = [row["step"] for row in rows if "weights" in row]
+    assert (steps[0], steps[-1]) == (0, 3)
+    assert len(set(steps)) == len(steps)
+    assert "Traceback" not in (run / "validation" / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_validator_ends_when_its_training_was_killed_and_the_next_start_finishes_its_work(
+    tmp_path, tiny_sd, tiny_pairs, held_out
+):
+    config = write_job(tmp_path, tiny_sd, tiny_pairs, steps=6)
+    run = tmp_path / "runs" / "run"
+    job = yaml.safe_load(config.read_text())
+    job["validation"] = {"enabled": True, "paths": [str(held_out)], "pairs": PAIRS}
+    config.write_text(yaml.safe_dump(job))
+    kill_once_there(config, run / "checkpoints" / "step-00000002")
+    done = palate("train", "--config", config)
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in validation_rows(run) if "weights" in row]
+    assert (rows[0]["step"], rows[-1]["step"]) == (0, 6)
+    assert len({row["step"] for row in rows}) == len(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_an_actor_validates_what_ray_workers_train(tmp_path, tiny_sd, tiny_pairs, held_out, validated):
+    config = write_job(tmp_path, tiny_sd, tiny_pairs, steps=STEPS, workers=1)
+    done = palate("train", "--config", config, *settings(held_out), "validation.cpus=0.25")
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in validation_rows(tmp_path / "runs" / "run") if "weights" in row]
+    assert (rows[0]["step"], rows[-1]["step"]) == (0, STEPS)
+    alone = validation_rows(validated)[-1]
+    numbers = {name: value for name, value in alone.items() if name.startswith("validation/")}
+    assert {name: rows[-1][name] for name in numbers} == pytest.approx(numbers, abs=1e-4)
