@@ -44,6 +44,9 @@ def start_ray(quiet: bool = True) -> None:
     # One footer reader instead of 32: on a small machine they cost more than the reading itself.
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    # How long Ray waits for places for the workers before it counts the nodes again. Starting workers takes longer, but
+    # is not meant; a node that has just gone costs all of it.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     # `uv run` environments would be rebuilt for each worker; ours is installed already.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     level = logging.ERROR if quiet else logging.INFO
@@ -52,6 +55,7 @@ def start_ray(quiet: bool = True) -> None:
         return
     python_path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     ray.init(
+        address="local",
         include_dashboard=False,
         log_to_driver=not quiet,
         logging_level=level,

@@ -1,7 +1,9 @@
 """palate train: teach a model what people prefer."""
 
+import logging
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,14 @@ from dpo_core.training import TrainSection, train
 from ray_jobs.cluster import ClusterSection, check_fits, gpus_each, start_ray
 from ray_jobs.config import run_verb, save_config
 from ray_jobs.progress import training_progress
+from ray_jobs.runlog import shown_log, written_log
 from ray_jobs.tracking import TrackingSection, track_run
 from ray_jobs.validation.launch import validated
 from ray_jobs.validation.section import ValidationSection
+
+log = logging.getLogger(__name__)
+LOOK_FOR_NODES_EVERY_S = 30.0
+"""How often Ray looks whether it could start anew with more workers, where workers are missing."""
 
 
 class RunSection(Section):
@@ -72,6 +79,8 @@ def run_training(job: TrainJob, console: Console | None = None) -> Path:
     console = console or Console()
     folder = run_dir(job)
     folder.mkdir(parents=True, exist_ok=True)
+    if job.cluster.num_workers > 0:
+        start_ray()  # before `signals_stop`: Ray takes SIGTERM for itself
     plan = Plan.build(job.data)
     save_config(job, folder / "config.yaml")
     clear_stop(folder)
@@ -80,6 +89,7 @@ def run_training(job: TrainJob, console: Console | None = None) -> Path:
         track_run(job.tracking, folder, name=job.run.name, config=job),
         validated(job, folder, plan, console),
         training_progress(folder, job.loop.max_steps, console, job.run.name),
+        shown_log(folder, console) if job.cluster.num_workers > 0 else written_log(folder),
     ):
         if job.cluster.num_workers == 0:
             train_here(job, folder, plan)
@@ -113,6 +123,8 @@ def train_on_ray(job: TrainJob, folder: Path) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from ray_jobs.workers import AfterFailure, HearingTorch, fit, users_error
+
     start_ray()
     check_fits(job.cluster)
     gpus = gpus_each(job.cluster)
@@ -121,37 +133,31 @@ def train_on_ray(job: TrainJob, folder: Path) -> None:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job.model_dump(mode="json"), "folder": str(folder)},
+        torch_config=HearingTorch(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers if fewest is None else (fewest, workers),
             use_gpu=gpus > 0,
             resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=LOOK_FOR_NODES_EVERY_S,
         ),
         run_config=ray.train.RunConfig(
             # Ray's own state of this attempt; the run's state is ours, in `folder`.
             name=attempt_name(folder),
             storage_path=str(folder / "ray"),
             failure_config=ray.train.FailureConfig(max_failures=job.cluster.max_failures, max_preemption_failures=-1),
+            callbacks=[AfterFailure()],
         ),
     )
     try:
-        trainer.fit()
+        fit(trainer)
     except ray.train.TrainingFailedError as error:
-        raise_users_error(error)
+        if (users := users_error(error)) is not None:
+            raise ValueError(str(users)) from error
+        raise
 
 
 def attempt_name(folder: Path) -> str:
     return f"attempt-{sum(1 for _ in (folder / 'ray').glob('attempt-*'))}"
-
-
-def raise_users_error(error: Exception) -> None:
-    """A ValueError of a worker is the user's to read; anything else keeps its full traceback."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, ValueError):
-                raise ValueError(str(cause)) from error
-            cause = cause.__cause__ or getattr(cause, "cause", None)
-    raise error
 
 
 def train_worker(task: dict[str, Any]) -> None:
@@ -160,7 +166,7 @@ def train_worker(task: dict[str, Any]) -> None:
     from ray_jobs.stream import ray_step_batches
 
     job = TrainJob.model_validate(task["job"])
-    context = RayContext(task["folder"])
+    context = RayContext(task["folder"], wanted_workers=job.cluster.num_workers)
     plan = Plan.build(job.data)
 
     def batches(start: int) -> Iterator[list[PairBatch]]:
@@ -173,7 +179,9 @@ def train_worker(task: dict[str, Any]) -> None:
             cpus_per_read=job.cluster.cpus_per_read,
         )
 
-    train(job, context, plan, batches, name=job.run.name)
+    with written_log(context.run_dir) if context.rank == 0 else nullcontext():
+        log.info("%d of %d workers: %s", context.world_size, job.cluster.num_workers, "; ".join(context.places))
+        train(job, context, plan, batches, name=job.run.name)
 
 
 def main(argv: list[str] | None = None) -> int:
