@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from ray_jobs.settings import yaml12
 from ray_jobs.settings.overrides import complete, parse_override, put
 from ray_jobs.settings.problems import booleans_as_numbers, sentences
+from ray_jobs.settings.secrets import secrets_in
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -49,7 +50,7 @@ def load_config(schema: type[S], path: str | os.PathLike[str] | None, overrides:
 
 def _validated(schema: type[S], given: dict[str, Any], problems: list[str], source: str) -> S:
     merged = complete(given, schema)
-    problems = problems + booleans_as_numbers(schema, merged)
+    problems = problems + booleans_as_numbers(schema, merged) + list(secrets_in(merged))
     try:
         config = schema.model_validate(merged)
     except ValidationError as error:

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -6,9 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
+import zipfile
 from pathlib import Path
 
 import pytest
+from ray._private.runtime_env import packaging
 
 from dpo_core.metrics import read_complete_rows
 from tests.ray_jobs.jobs import ROOT, write_job
@@ -62,6 +67,27 @@ def cluster():
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def status_of_submission(address: str, token: str | None) -> int:
+    """The HTTP status of a job sent to the head without Ray's own client."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(f"{address}/api/jobs/", json.dumps({"entrypoint": "true"}).encode(), headers)
+    try:
+        return urllib.request.urlopen(request, timeout=30).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_what_a_job_uploads_is_the_program_and_small(tmp_path):
+    package = tmp_path / "package.zip"
+    packaging.create_package(str(ROOT), package, include_gitignore=True)
+    assert package.stat().st_size < 16 << 20
+    names = set(zipfile.ZipFile(package).namelist())
+    assert {"ray_jobs/train.py", "tune_configs/train/sd15_dpo_full.yaml", "pyproject.toml"} <= names
+    assert any(name.startswith("dpo_core/embedded/model/") and name.endswith(".safetensors") for name in names)
+    left = (".git/", ".venv/", "tests/", "runs/", "mlruns/")
+    assert [name for name in names if name.startswith(left)] == []
+
+
 @pytest.mark.ray
 def test_a_training_job_can_be_submitted_to_a_cluster(cluster, tmp_path):
     address, environment = cluster
@@ -73,6 +99,8 @@ def test_a_training_job_can_be_submitted_to_a_cluster(cluster, tmp_path):
     refused = subprocess.run([*submit, "true"], env=stranger, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert refused.returncode == 1
     assert "Authentication required" in refused.stdout + refused.stderr
+    assert status_of_submission(address, None) == 401
+    assert status_of_submission(address, "another-token-0123456789") == 403
     entry = [sys.executable, "-m", "ray_jobs.train", "--config", str(config)]
     done = subprocess.run([*submit, *entry], env=environment, capture_output=True, text=True, timeout=280, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
