@@ -3,7 +3,6 @@
 from typing import Literal
 
 import torch
-from diffusers.pipelines.aura_flow.pipeline_aura_flow import AuraFlowPipeline
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
@@ -32,7 +31,7 @@ class AuraFlow(FlowFamily):
 class LoadedAuraFlow(LoadedFlow):
     """An AuraFlow pipeline taken apart."""
 
-    pipeline_type = AuraFlowPipeline
+    pipeline_type = "AuraFlowPipeline"
 
     def __init__(self, config: AuraFlow, device: torch.device, precision: Precision, parts: Parts) -> None:
         super().__init__(config, device, precision, parts)

@@ -3,7 +3,6 @@
 from typing import Literal
 
 import torch
-from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
@@ -37,7 +36,7 @@ class Flux(FlowFamily):
 class LoadedFlux(LoadedFlow):
     """A FLUX pipeline taken apart."""
 
-    pipeline_type = FluxPipeline
+    pipeline_type = "FluxPipeline"
     clip_names = ("text_encoder",)
     packing = 2
 

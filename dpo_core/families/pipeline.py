@@ -1,13 +1,12 @@
-"""Pipelines and parts of them, from diffusers folders and hub ids; a ValueError names the field that was wrong."""
+"""Pipelines and parts of them, from diffusers folders and hub ids; a ValueError names the field that was wrong.
+
+diffusers is imported where it loads something: it takes seconds, which help and dry runs need not wait for.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.auto_model import AutoModel
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
 
 from dpo_core.families.base import Family, Parts
 
@@ -16,13 +15,16 @@ Dtype = torch.dtype | dict[str, torch.dtype]
 
 
 def load_pipeline(
-    pipeline_type: Any, config: Family, denoiser: str, dtype: Dtype, without: tuple[str, ...] = (), **settings: Any
+    pipeline_type: str, config: Family, denoiser: str, dtype: Dtype, without: tuple[str, ...] = (), **settings: Any
 ) -> Any:
     """The pipeline of ``config.model``, with ``config.denoiser`` and ``config.vae`` in place, but none of ``without``.
 
-    ``denoiser`` is what the pipeline calls its denoiser: unet or transformer. Parts that the model was saved without
-    are None; diffusers alone would refuse them. Raises ValueError when there is no such pipeline.
+    ``pipeline_type`` is its class in diffusers, ``denoiser`` what it calls its denoiser: unet or transformer. Parts
+    that the model was saved without are None; diffusers alone would refuse them. Raises ValueError when there is no
+    such pipeline.
     """
+    import diffusers
+
     index = read_index(config)
     missing = [name for name, entry in index.items() if entry == [None, None]]
     parts: dict[str, Any] = dict.fromkeys([*without, *missing])
@@ -31,7 +33,7 @@ def load_pipeline(
     if config.vae is not None and "vae" not in without:
         parts["vae"] = load_part("vae", "vae", config.vae, dtype)
     try:
-        return pipeline_type.from_pretrained(
+        return getattr(diffusers, pipeline_type).from_pretrained(
             config.source,
             revision=config.revision,
             variant=config.variant,
@@ -41,7 +43,7 @@ def load_pipeline(
             **parts,
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise wrong_model(config, f"cannot be loaded as a {pipeline_type.__name__}: {error}") from error
+        raise wrong_model(config, f"cannot be loaded as a {pipeline_type}: {error}") from error
 
 
 def left_out(config: Family, denoiser: str, parts: Parts) -> tuple[str, ...]:
@@ -53,6 +55,8 @@ def left_out(config: Family, denoiser: str, parts: Parts) -> tuple[str, ...]:
 
 def read_index(config: Family) -> dict[str, Any]:
     """``model_index.json`` of ``config.model``: [library, class] of each part. Raises ValueError when there is none."""
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
     quiet_libraries()
     if Path(config.source).is_absolute() and not Path(config.source).exists():
         raise wrong_model(config, "cannot be loaded: there is no such folder")
@@ -65,6 +69,9 @@ def read_index(config: Family) -> dict[str, Any]:
 
 def quiet_libraries() -> None:
     """Keep progress bars and advice of the libraries out of the output; their errors are raised anyway."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()
         library.set_verbosity_error()
@@ -81,6 +88,8 @@ def wrong_model(config: Family, problem: str) -> ValueError:
 
 def load_part(field: str, name: str, source: str, dtype: Dtype) -> Any:
     """One network from a folder or hub id of its own, or from a pipeline's; ValueError when there is none."""
+    from diffusers.models.auto_model import AutoModel
+
     wanted = dtype if isinstance(dtype, torch.dtype) else dtype.get(name, dtype["default"])
     problem = ""
     quiet_libraries()

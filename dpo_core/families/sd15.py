@@ -3,7 +3,6 @@
 from typing import Literal
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from jaxtyping import Int
 from torch import Tensor
 
@@ -35,7 +34,7 @@ class LoadedSD15(LoadedUNet):
         if "text_encoder_2" in read_index(config):
             raise wrong_model(config, "has two text encoders: it is not of the family sd15")
         settings = {"without": ("safety_checker",), "requires_safety_checker": False}
-        super().__init__(StableDiffusionPipeline, config, device, precision, parts, **settings)
+        super().__init__("StableDiffusionPipeline", config, device, precision, parts, **settings)
 
     def encode_caption(self, caption: str) -> States:
         tokenizer, (encoder,) = self.parts["tokenizer"], self.text_encoders

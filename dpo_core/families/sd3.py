@@ -3,7 +3,6 @@
 from typing import Literal
 
 import torch
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
@@ -37,7 +36,7 @@ class SD3(FlowFamily):
 class LoadedSD3(LoadedFlow):
     """A Stable Diffusion 3 pipeline taken apart."""
 
-    pipeline_type = StableDiffusion3Pipeline
+    pipeline_type = "StableDiffusion3Pipeline"
     clip_names = ("text_encoder", "text_encoder_2")
 
     def __init__(self, config: SD3, device: torch.device, precision: Precision, parts: Parts) -> None:

@@ -4,10 +4,6 @@ import re
 from typing import Literal
 
 import torch
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
-    StableDiffusionXLImg2ImgPipeline,
-)
 from jaxtyping import Int
 from torch import Tensor
 
@@ -46,7 +42,7 @@ class LoadedSDXL(LoadedUNet):
             raise wrong_model(config, "has no U-Net with a second text encoder: it is not of the family sdxl")
         self.refiner = bool(index.get("requires_aesthetics_score"))
         self.blind = bool(index.get("force_zeros_for_empty_prompt"))
-        kind = StableDiffusionXLImg2ImgPipeline if self.refiner else StableDiffusionXLPipeline
+        kind = "StableDiffusionXLImg2ImgPipeline" if self.refiner else "StableDiffusionXLPipeline"
         super().__init__(kind, config, device, precision, parts, add_watermarker=False)
         self.noise_up_to = REFINER_NOISE if self.refiner else 1.0
 

@@ -34,7 +34,7 @@ class FlowFamily(Family):
 class LoadedFlow:
     """A pipeline taken apart. Subclasses add ``pipeline_type``, ``encode`` and ``predict``."""
 
-    pipeline_type: ClassVar[Any]
+    pipeline_type: ClassVar[str]
     """The pipeline class of diffusers."""
     lora_targets: tuple[str, ...] = ATTENTION
     noise_up_to: float = 1.0

@@ -37,7 +37,7 @@ class LoadedUNet:
 
     def __init__(
         self,
-        pipeline_type: Any,
+        pipeline_type: str,
         config: UNetFamily,
         device: torch.device,
         precision: Precision,
