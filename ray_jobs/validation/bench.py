@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def setup_of(job: "TrainJob", held_out: HeldOut | None) -> str:
     """Names everything that the numbers and images depend on besides the weights: only equal setups are compared."""
-    free = {"every", "batch_size", "cpus", "gpus", "best"}
+    free = {"every", "batch_size", "cpus", "gpus", "keep_best"}
     facts = {
         "validation": job.validation.model_dump(mode="json", exclude=free),
         "pair_ids": held_out.pair_ids if held_out is not None else [],
@@ -48,8 +48,12 @@ class Bench:
         else:
             family = job.family.load(device, precision)
         self.family: Any = family
-        self.base_hash = weights_hash([family.denoiser])
+        base_hash = weights_hash([family.denoiser])
         self.policy = Policy(policy, family, device, precision, job.loop.seed, needs_reference=held_out is not None)
+        self.config = job.model_dump(mode="json", include=set(TrainSection.model_fields))
+        self.facts: dict[str, Any] = {"base_weights_sha256": base_hash}
+        if held_out is not None:
+            self.facts |= held_out.training | {"held_out": job.validation.paths}
         self.pairs = len(held_out.pair_ids) if held_out is not None else 0
         self.batches = []
         if plan is not None and data is not None and held_out is not None:
@@ -58,6 +62,7 @@ class Bench:
     def put_in(self, checkpoint: Path) -> None:
         """Take the weights that an export of ``checkpoint`` would have: the average, where the run keeps one."""
         saved = load_checkpoint(checkpoint)
+        self.config = saved.config
         averaged = self.job.optim.ema_decay is not None
         self.policy.load_state(saved.optim["learner"]["ema"]["average"] if averaged else saved.weights)
 
@@ -70,8 +75,6 @@ class Bench:
 
     def export(self, folder: Path, step: int, facts: dict[str, Any]) -> None:
         """Write the model with the weights that are in."""
-        job = self.job
-        config = job.model_dump(mode="json", include=set(TrainSection.model_fields))
-        facts = {"steps": step, "base_weights_sha256": self.base_hash} | facts
-        dtype = DTYPES[job.loop.export_dtype]
-        export_model(folder, self.family, name=f"{job.run.name} {step}", config=config, facts=facts, dtype=dtype)
+        name, dtype = self.job.run.name, DTYPES[self.job.loop.export_dtype]
+        facts = {"steps": step, **self.facts, **facts}
+        export_model(folder, self.family, name=name, config=self.config, facts=facts, dtype=dtype)

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ class HeldOut:
     pair_ids: list[str]
     trained_on: int
     """Pairs of the held-out data that were left out because the run trains on them."""
+    training: dict[str, Any]
+    """What the training says of its own data, for the provenance of a model that is kept."""
 
     @classmethod
     def choose(cls, plan: Plan, trained: Plan, section: ValidationSection) -> "HeldOut":
@@ -42,7 +45,8 @@ class HeldOut:
         kept = [
             (randomness.key(section.seed, 0, ids[i], "held out"), ids[i]) for i in range(len(ids)) if i not in shared
         ]
-        return cls([pair_id for _, pair_id in sorted(kept)[: section.pairs]], len(shared))
+        facts = {"data_sha256": trained.fingerprint, "pairs": trained.rows, "ties_left_out": trained.ties}
+        return cls([pair_id for _, pair_id in sorted(kept)[: section.pairs]], len(shared), facts)
 
     @classmethod
     def load(cls, run_dir: Path) -> "HeldOut":
@@ -50,7 +54,7 @@ class HeldOut:
 
     def save(self, run_dir: Path) -> None:
         (run_dir / FILE).parent.mkdir(parents=True, exist_ok=True)
-        replace_json(run_dir / FILE, {"pair_ids": self.pair_ids, "trained_on": self.trained_on})
+        replace_json(run_dir / FILE, asdict(self))
 
     def slots(self, plan: Plan, *, donors: bool) -> list[Slot]:
         """Where the pairs lie; with ``donors`` (data.rejected=other), the pairs after each give it an image."""

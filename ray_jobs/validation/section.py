@@ -26,6 +26,15 @@ class GridSampler(SamplerSection):
     """Denoising steps of an image."""
 
 
+class BestSection(Section):
+    """Which checkpoint's model is kept in the folder ``best`` of the run, whatever becomes of the checkpoint."""
+
+    metric: Metric | None = "implicit_accuracy"
+    """The held-out number that picks it (a validated checkpoint after update 0); null keeps none."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more is better (max) or less (min: the errors)."""
+
+
 class ValidationSection(Section):
     """Held-out numbers and sample images of every checkpoint, made by a process of its own that training never waits
     for. Training ends with the same bits with it and without it."""
@@ -49,6 +58,7 @@ class ValidationSection(Section):
     prompts: list[str] = []
     """Prompts of the sample grids `samples/step-*.png` (start weights | previous | now); empty draws none."""
     sampler: GridSampler = GridSampler()
+    keep_best: BestSection = BestSection()
     cpus: float = Field(default=0.5, gt=0)
     """CPUs that the validation actor holds on a Ray cluster."""
     gpus: float | None = Field(default=None, ge=0)

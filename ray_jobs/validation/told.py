@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_core.metrics import read_complete_rows
+from ray_jobs.validation.best import FOLDER, picked
 from ray_jobs.validation.book import FILE, NOW, PREFIX, is_measured
 
 TOLD = {
@@ -63,6 +64,8 @@ def validation_facts(run_dir: Path) -> dict[str, str]:
                 start = f" (start {first[PREFIX + key]:.4g})" if key == "implicit_accuracy" else ""
                 words.append(f"{name} {last[PREFIX + key]:.4g}{start}")
         facts["held out"] = ", ".join(words)
+    if (kept := picked(run_dir)) is not None:
+        facts["best"] = f"update {kept['step']:,} in {FOLDER}/: {kept['name'].replace('_', ' ')} {kept['value']:.4g}"
     if now := doing(run_dir):
         facts["validating"] = now
     done = {row["step"] for row in measured}

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ray_jobs.record.journal import replace_json
+from ray_jobs.validation import best
 from ray_jobs.validation.bench import Bench, setup_of
 from ray_jobs.validation.book import NOW, PREFIX, WORK, Book, Next, checkpoints_there, choose_next, due_steps
 from ray_jobs.validation.grids import draw_grid, draw_samples, folder_of
@@ -48,6 +49,7 @@ class Validator:
         """Work until there is nothing left; returns early when nobody wants it any more."""
         try:
             with alone(self.run_dir, self._check_wanted):
+                best.mend(self.run_dir)
                 while True:
                     ended = (self.run_dir / ENDED).exists()  # asked before looking, or the last one could be missed
                     there = checkpoints_there(self.run_dir)
@@ -103,14 +105,17 @@ class Validator:
             bench.put_in(self.run_dir / "checkpoints" / f"step-{step:08d}")
         found = bench.measure(lambda pairs: self._tell(step, "measuring", pairs, bench.pairs))
         row = {PREFIX + name: value for name, value in found.items()}
-        model = self.run_dir / WORK / "model"
-        if self._draws:
-            bench.export(model, step, {})
-            images = {"grid": self._draw(model, step)}
-        else:
-            images = {}
-        self.book.append(step, weights=weights, **row, **images)
+        chosen, setup, model = self.section.keep_best, self.book.setup, self.run_dir / WORK / "model"
+        better = step > 0 and best.is_best(self.run_dir, chosen, setup, row)
+        if better or self._draws:
+            bench.export(model, step, best.provenance_of(chosen, setup, step, row) if better else {})
+        images = {"grid": self._draw(model, step)} if self._draws else {}
+        if better:
+            best.keep(self.run_dir, model)
         shutil.rmtree(model, ignore_errors=True)
+        if (kept := best.picked(self.run_dir)) is not None:
+            row |= {PREFIX + "best": kept["value"], PREFIX + "best_step": kept["step"]}
+        self.book.append(step, weights=weights, **row, **images)
 
     @property
     def _draws(self) -> bool:

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from dpo_core import randomness
 from dpo_core.data.images import ImageLimits, decode, training_crop
+from eval.provenance import training_of
 from ray_jobs.config import ConfigError, load_config
 from ray_jobs.status import RunStatus
 from ray_jobs.train import TrainJob, run_training
@@ -248,3 +249,22 @@ def test_an_actor_validates_what_ray_workers_train(tmp_path, tiny_sd, tiny_pairs
     alone = validation_rows(validated)[-1]
     numbers = {name: value for name, value in alone.items() if name.startswith("validation/")}
     assert {name: rows[-1][name] for name in numbers} == pytest.approx(numbers, abs=1e-4)
+
+
+def test_the_best_checkpoint_is_kept_as_a_model_with_the_number_that_picked_it(validated):
+    rows = [row for row in validation_rows(validated) if row.get("weights", "start") != "start"]
+    best = max(rows, key=lambda row: row["validation/implicit_accuracy"])
+    facts = json.loads((validated / "best" / "provenance.json").read_text())
+    (by,) = facts["picked_by"]
+    assert (by["name"], by["step"], by["value"]) == (
+        "implicit_accuracy", best["step"], best["validation/implicit_accuracy"],
+    )  # fmt: skip
+    last = json.loads((validated / "model" / "provenance.json").read_text())
+    same_facts = ("base_weights_sha256", "data_sha256", "pairs", "config", "base_model")
+    assert {name: facts[name] for name in same_facts} == {name: last[name] for name in same_facts}
+    assert "picked_by" not in last
+    assert training_of(validated / "best").picked_by == ["implicit_accuracy"]
+    assert not (validated / "validation" / "model").exists()
+    if best["step"] == STEPS:
+        name = "unet/diffusion_pytorch_model.safetensors"
+        assert (validated / "best" / name).read_bytes() == (validated / "model" / name).read_bytes()
