@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Up to four test processes side by side; a file stays in one of them.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadgroup
 INSTALLED := .venv/.installed
 
 .PHONY: help env demo test test-all faults lint format lock
@@ -30,10 +32,10 @@ demo: env
 	$(BIN)/palate demo --config tune_configs/demo/demo.yaml
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-all: env
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not gpu"
 
 faults: env
 	$(BIN)/python -m pytest -m "" tests/dpo_core/test_kills.py tests/dpo_core/test_checkpoint.py tests/dpo_core/test_stopping.py \

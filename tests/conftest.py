@@ -36,6 +36,14 @@ assert not early, f"imported before its shapes could be checked: {early}"
 install_import_hook(["dpo_core"], f"{typechecking.__name__}.checked")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side (``make test``), a file stays in one process, and all that start Ray in the same one."""
+    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Stable Diffusion pipeline of 16-pixel images with random weights."""
