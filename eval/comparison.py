@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from eval import stats
-from eval.pairing import Key, Table, by_prompt, difference, level, prompt_deltas, win_tables
+from eval.pairing import Key, Table, by_prompt, difference, level, mean_interval_of, prompt_deltas, win_tables
 from eval.plan import ComparisonPlan
 from eval.prompts import Prompt
 from eval.prompts.overlap import Overlap
@@ -145,7 +145,7 @@ def compare_scores(
         blank={name: len({row["file"] for row in scores if row["model"] == name and row["blank"]}) for name in names},
         scores=list(scores),
     )
-    return replace(found, groups=_groups(plan, prompts, of_metric[found.headline.key]))
+    return replace(found, groups=_groups(plan, prompts, found.headline, of_metric[found.headline.key]))
 
 
 def _is_share(table: dict[str, Table]) -> bool:
@@ -202,7 +202,7 @@ def _agreements(
     return found
 
 
-def _groups(plan: ComparisonPlan, prompts: Sequence[Prompt], table: dict[str, Table]) -> list[Group]:
+def _groups(plan: ComparisonPlan, prompts: Sequence[Prompt], headline: Metric, table: dict[str, Table]) -> list[Group]:
     members: dict[tuple[str, str, str], set[tuple[str, int]]] = {}
     for prompt in prompts:
         label = prompt.set or plan.sets[0]
@@ -214,6 +214,6 @@ def _groups(plan: ComparisonPlan, prompts: Sequence[Prompt], table: dict[str, Ta
         for model in plan.models:
             values = np.array([mean for prompt, mean in means[model].items() if prompt in inside])
             if len(values) >= LEAST_GROUP:
-                interval = stats.mean_interval(values)
+                interval = mean_interval_of(headline, values)
                 groups.append(Group(group, value, model, label, len(values), float(values.mean()), *interval))
     return groups

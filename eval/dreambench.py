@@ -60,7 +60,7 @@ class SubjectScores:
 
 @dataclass(frozen=True)
 class DreamBenchScores:
-    """The result of a folder: means over subjects with 95 % intervals that resample subjects."""
+    """The result of a folder: means over subjects with 95 % intervals over subjects."""
 
     setting: SettingName
     subjects: list[SubjectScores]

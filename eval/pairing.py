@@ -61,7 +61,12 @@ def level(model: str, metric: Metric, label: str, values: Table) -> Level | None
     means = np.array(list(by_prompt(values).values()))
     if not len(means):
         return None
-    return Level(model, metric.key, label, float(means.mean()), *stats.mean_interval(means), len(means))
+    return Level(model, metric.key, label, float(means.mean()), *mean_interval_of(metric, means), len(means))
+
+
+def mean_interval_of(metric: Metric, means: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval of a mean score over prompts [n]."""
+    return stats.share_interval(means) if metric.is_share else stats.mean_interval(means)
 
 
 def difference(model: str, against: str, metric: Metric, label: str, values: Table, other: Table) -> Difference | None:
@@ -81,7 +86,7 @@ def difference(model: str, against: str, metric: Metric, label: str, values: Tab
     shares = np.array(list(win_shares(values, other, metric).values()))
     wins, losses = int((shares > 0.5).sum()), int((shares < 0.5).sum())
     spread = float(deltas.std(ddof=1)) if len(deltas) > 1 else 0.0
-    low, high = stats.mean_interval(deltas)
+    low, high = stats.mean_interval(deltas, bound=1.0 if metric.is_share else None)
     win_low, win_high = stats.win_rate_interval(shares)
     return Difference(
         model=model,
