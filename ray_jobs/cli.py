@@ -1,6 +1,7 @@
 """The ``palate`` command: finds the module of a verb and hands it the rest of the line."""
 
 import importlib
+import inspect
 import sys
 from importlib.metadata import version
 
@@ -53,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in VERBS:
         complain(f"{verb}: there is no such verb{did_you_mean(verb, list(VERBS)) or '; allowed: ' + ', '.join(VERBS)}")
         return 2
+    # Under `python -m ray_jobs.<verb>` inspect takes that file for __main__ alone, and finds no help of its settings.
+    inspect.modulesbyfile.clear()
     try:
         return importlib.import_module(f"ray_jobs.{MODULES.get(verb, verb)}").main(words[1:])
     except KeyboardInterrupt:

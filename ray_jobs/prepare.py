@@ -1,6 +1,7 @@
 """palate prepare: check preference data and cache its latents."""
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -243,4 +244,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # Ray finds functions in its workers by the name of their module, which must not be __main__.
+    from ray_jobs.cli import main as palate
+
+    raise SystemExit(palate(["prepare", *sys.argv[1:]]))

@@ -3,8 +3,6 @@
 from typing import Any
 
 import torch
-from diffusers.models.auto_model import AutoModel
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -17,7 +15,8 @@ class ImageEncoder:
 
     def __init__(self, vae: Any, device: torch.device, precision: Precision) -> None:
         self.device = device
-        self.vae = vae.to(device, vae_dtype(vae, precision)).requires_grad_(False).eval()
+        self.dtype = vae_dtype(vae, precision)  # diffusers looks through all of the network to tell it
+        self.vae = vae.to(device, self.dtype).requires_grad_(False).eval()
 
     @torch.no_grad()
     def encode_images(
@@ -29,7 +28,7 @@ class ImageEncoder:
         cache hold what training on the images sees, nor a resumed run repeat the uninterrupted one.
         """
         # In one order of memory, or the bits would depend on where the pixels came from.
-        images = pixels.to(self.device).contiguous().float().div_(127.5).sub_(1.0).to(self.vae.dtype)
+        images = pixels.to(self.device).contiguous().float().div_(127.5).sub_(1.0).to(self.dtype)
         posteriors = [self.vae.encode(image).latent_dist for image in images.split(1)]
         mean, std = (torch.cat([getattr(each, name) for each in posteriors]) for name in ("mean", "std"))
         return mean.float(), std.float()
@@ -51,6 +50,8 @@ def vae_dtype(vae: Any, precision: Precision) -> torch.dtype:
 
 def load_vae(family: Family) -> Any:
     """The family's autoencoder in float32, on the CPU. Raises ValueError when it cannot be loaded."""
+    from diffusers.models.auto_model import AutoModel
+
     if family.vae is not None:
         return load_part("vae", "vae", family.vae, torch.float32)
     quiet_libraries()
@@ -69,6 +70,8 @@ def load_vae(family: Family) -> Any:
 
 def load_vae_config(family: Family) -> dict[str, Any]:
     """``config.json`` of the family's autoencoder, no weights. Raises ValueError when it cannot be found."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
     places = [(family.source, "vae")] if family.vae is None else [(family.vae, "vae"), (family.vae, None)]
     problem: Exception | None = None
     for source, subfolder in places:

@@ -44,6 +44,16 @@ def test_help_of_the_verbs_imports_neither_ray_nor_mlflow() -> None:
     assert result.stdout.count("usage: palate ") == len(cli.VERBS)
 
 
+@pytest.mark.parametrize("module", ["import_pairs", "prepare", "patches"])
+def test_a_module_run_by_itself_shows_the_help_of_its_verb(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    verb = module.removesuffix("_pairs")
+    assert cli.main([verb, "--help"]) == 0
+    result = subprocess.run(
+        [sys.executable, "-m", f"ray_jobs.{module}", "--help"], capture_output=True, text=True, cwd=ROOT, timeout=280
+    )
+    assert result.stdout == capsys.readouterr().out
+
+
 def test_version_is_the_one_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
