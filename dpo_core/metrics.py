@@ -55,6 +55,13 @@ class RunningMeans:
         return means | {"pairs": dict(zip(names, rows, strict=True))["pairs"][1]}
 
 
+def device_memory(device: torch.device) -> dict[str, float]:
+    """The most memory that tensors of this process have held on its GPU so far, in 10^9 bytes; nothing on a CPU."""
+    if device.type != "cuda":
+        return {}
+    return {"gpu_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
+
+
 class MetricsFile:
     """``metrics.jsonl``: one JSON object per logged step, appended by rank 0.
 

@@ -19,7 +19,7 @@ from dpo_core.export import export_model
 from dpo_core.families import DTYPES, SD15, AnyFamily, Precision, weights_hash
 from dpo_core.learner import Learner
 from dpo_core.ledger import Ledger, LedgerFile
-from dpo_core.metrics import MetricsFile, RunningMeans
+from dpo_core.metrics import MetricsFile, RunningMeans, device_memory
 from dpo_core.noise import NoiseSection
 from dpo_core.objectives import DPO, AnyObjective
 from dpo_core.optim import OptimSection
@@ -169,6 +169,7 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
                 log.warning("update %d: %s", done, alarm.message)
             metrics: dict[str, float] = {f"train/{key}": value for key, value in window.items()}
             metrics |= {"train/lr": float(learner.schedule.get_last_lr()[0]), "train/grad_norm": norm.item()}
+            metrics |= {f"train/{key}": value for key, value in device_memory(context.device).items()}
             metrics |= {"train/skipped_updates": learner.skipped, "data/quarantined": len(quarantine.records)}
             metrics |= {f"data/quarantined/{why}": n for why, n in counts_by_reason(quarantine.records).items()}
             if file is not None:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from dpo_core.checkpoint import MANIFEST
 from dpo_core.data.quarantine import counts_by_reason, read_quarantine
 from dpo_core.metrics import read_complete_rows
 from dpo_core.stopping import ask_to_stop, stop_asked
+from ray_jobs.readings import SHOWN, duration, seconds_per_update
 from ray_jobs.settings.command import complain, show
 from ray_jobs.validation.told import validation_facts
 
@@ -39,15 +39,6 @@ PANELS = (
     {"train/grad_norm": "gradient norm", "train/lr": "learning rate", "data/quarantined": "pairs in quarantine"},
 )
 """What run.html draws, a row of panels each."""
-SHOWN = {
-    "train/loss": "loss",
-    "train/implicit_accuracy": "implicit accuracy",
-    "train/margin": "margin",
-    "train/chosen_error_vs_reference": "chosen error vs reference",
-    "train/rejected_error_vs_reference": "rejected error vs reference",
-    "train/grad_norm": "gradient norm",
-    "train/lr": "learning rate",
-}
 LATE = 5
 """A run that has been silent for this many times its usual interval, and a minute, is not running any more."""
 
@@ -83,10 +74,7 @@ class RunStatus:
 
     @cached_property
     def seconds_per_update(self) -> float | None:
-        """From the last rows that were logged without a break; None before there are two."""
-        recent = self.rows[-20:]
-        gaps = [(b["time"] - a["time"]) / (b["step"] - a["step"]) for a, b in pairwise(recent) if b["step"] > a["step"]]
-        return sorted(gaps)[len(gaps) // 2] if gaps else None
+        return seconds_per_update(self.rows)
 
     @property
     def state(self) -> str:
@@ -135,14 +123,6 @@ class RunStatus:
         if self.rows:
             facts["last row"] = f"{duration(self.now - last['time'])} ago"
         return facts
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def write_page(status: RunStatus) -> Path:

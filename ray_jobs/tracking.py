@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from dpo_core.section import Section
 from ray_jobs.record.delivery import FILES, Delivery, Destination
 from ray_jobs.record.journal import append_line
+from ray_jobs.record.system import SystemMonitor
 from ray_jobs.settings.secrets import without_secrets
 
 LOG_SCALE = {"log10_lr": "optim.lr", "log10_beta": "objective.beta"}
@@ -38,6 +39,8 @@ class TrackingSection(Section):
     """MLflow server or database. null: MLFLOW_TRACKING_URI where that is set, else `mlflow.db` beside the run."""
     tags: dict[str, str] = {}
     """Tags of the MLflow run."""
+    system_metrics: bool = True
+    """Whether to log processors, memory, disk, network and GPUs of the driver's machine, every ten seconds."""
 
 
 def tracking_uri(section: TrackingSection, storage: Path) -> str:
@@ -78,7 +81,7 @@ class Tracker:
         """``name`` is the run's name in MLflow (the folder's where None); ``parent_run_id`` nests it below a sweep."""
         self._run_dir = Path(run_dir).resolve()
         self._spool = self._run_dir / "tracking"
-        self._lock, self._delivery = threading.Lock(), None
+        self._lock, self._delivery, self._monitor = threading.Lock(), None, None
         self._enabled = section.enabled
         if not section.enabled:
             return
@@ -89,6 +92,8 @@ class Tracker:
         self.set_tags({"palate.run_dir": str(self._run_dir), **section.tags})
         destination = Destination(uri, section.experiment, name or self._run_dir.name, parent_run_id)
         self._delivery = Delivery(self._run_dir, destination, poll_s)
+        if section.system_metrics:
+            self._monitor = SystemMonitor(self._run_dir / FILES["system"])
 
     @property
     def _outbox(self) -> Path:
@@ -168,6 +173,8 @@ class Tracker:
         """
         if self._delivery is None:
             return True
+        if self._monitor is not None:
+            self._monitor.close()
         self._note("status", status=status)
         if patience_s is None:
             patience_s = 5.0 if self.uri.startswith("http") else SLOW_STORE_S

@@ -88,7 +88,9 @@ def run_training(job: TrainJob, console: Console | None = None) -> Path:
         signals_stop(folder),
         track_run(job.tracking, folder, name=job.run.name, config=job),
         validated(job, folder, plan, console),
-        training_progress(folder, job.loop.max_steps, console, job.run.name),
+        training_progress(
+            folder, job.loop.max_steps, console, job.run.name, global_batch_size=job.loop.global_batch_size
+        ),
         shown_log(folder, console) if job.cluster.num_workers > 0 else written_log(folder),
     ):
         if job.cluster.num_workers == 0:

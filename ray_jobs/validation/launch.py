@@ -48,7 +48,8 @@ def validated(job: "TrainJob", run_dir: Path, plan: Plan, console: Console) -> I
             (run_dir / ENDED).touch()
             told = wait(worker, run_dir, console)
             if told:
-                console.print(f"[bold red]validation: {told}[/]. The training is complete and does not depend on it.")
+                said = f"validation: {told}. The training is complete and does not depend on it."
+                console.print(said, style="bold red", markup=False, soft_wrap=True)
     finally:
         worker.stop()
         teller.close()
@@ -87,5 +88,6 @@ class Teller:
     def _tell(self) -> None:
         rows = read_complete_rows(self.run_dir / FILE)
         for row in rows[self.seen :]:
-            self.console.print(in_words(row))
+            style = "bold red" if "failed" in row else "yellow" if "left_out" in row else None
+            self.console.print(in_words(row), style=style, markup=False, highlight=False, soft_wrap=True)
         self.seen = len(rows)

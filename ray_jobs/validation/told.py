@@ -34,7 +34,7 @@ def in_words(row: dict[str, Any]) -> str:
         steps = ", ".join(f"{step:,}" for step in row["left_out"])
         return f"validation left out updates {steps}: {row['why']}"
     if not is_measured(row):
-        return f"[bold red]validation of update {row['step']:,} failed: {row['failed']}[/]"
+        return f"validation of update {row['step']:,} failed: {row['failed']}"
     numbers = [f"{name} {row[PREFIX + key]:.4g}" for key, name in TOLD.items() if PREFIX + key in row]
     return f"validation of update {row['step']:,}: {', '.join(numbers) or row.get('grid', 'done')}"
 

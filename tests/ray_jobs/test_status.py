@@ -8,7 +8,8 @@ import yaml
 from dpo_core.stopping import STOP_FILE
 from ray_jobs.cli import main
 from ray_jobs.config import load_config
-from ray_jobs.status import RunStatus, duration
+from ray_jobs.readings import duration
+from ray_jobs.status import RunStatus
 from ray_jobs.train import TrainJob, run_training
 from tests.ray_jobs.jobs import write_job
 

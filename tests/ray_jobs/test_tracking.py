@@ -1,20 +1,18 @@
 """The record of a run, against real MLflow stores."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from ray_jobs.tracking import Tracker, TrackingSection, flat, track_run, tracking_uri
+from tests.fault_table import attempt
+from tests.mlflow_servers import free_port, log_step, mlflow_server
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -37,21 +35,9 @@ def client(storage: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     return MlflowClient(tracking_uri=f"sqlite:///{storage / 'mlflow.db'}")
 
 
-def log_step(run_dir: Path, step: int, **values: float) -> None:
-    line = {"step": step, "time": 1_700_000_000.5 + step} | {f"train/{name}": value for name, value in values.items()}
-    with (run_dir / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
 def history(client: MlflowClient, run_dir: Path, name: str) -> list[tuple[int, float, int]]:
     run_id = json.loads((run_dir / "mlflow.json").read_text())["run_id"]
     return sorted((point.step, point.value, point.timestamp) for point in client.get_metric_history(run_id, name))
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def test_metrics_params_and_status_reach_the_store(client: MlflowClient, run_dir: Path) -> None:
@@ -211,32 +197,13 @@ def test_flat_config_has_dotted_names() -> None:
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[Callable[[int], None]]:
     """Starts ``mlflow server`` on a loopback port and waits until it answers."""
-    servers: list[subprocess.Popen[Any]] = []
-
-    def start(port: int) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
-        command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"]
-        command += ["--artifacts-destination", str(tmp_path / "server-artifacts")]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        log = (tmp_path / "server.log").open("w")
-        servers.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline:
-            try:
-                MlflowClient(tracking_uri=f"http://127.0.0.1:{port}").search_experiments()
-                return
-            except Exception:
-                time.sleep(1)
-        raise TimeoutError((tmp_path / "server.log").read_text())
-
-    yield start
-    for server in servers:
-        server.terminate()
-        server.wait(30)
+    with ExitStack() as servers:
+        yield lambda port: servers.enter_context(mlflow_server(tmp_path, port))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+@attempt("MLflow server down", "everything is delivered when it is back")
 def test_what_a_dead_server_missed_is_delivered_when_it_is_back(
     tmp_path: Path, start_server: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

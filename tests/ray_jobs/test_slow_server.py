@@ -1,0 +1,126 @@
+"""A tracking server that is slow, hangs or is away: training waits for none of it, and everything arrives later."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from ray_jobs.tracking import Tracker, TrackingSection
+from tests.mlflow_servers import free_port, log_step, mlflow_server
+
+pytestmark = pytest.mark.timeout(400)
+LONGEST_S, HANGING_S = 1.0, 3600.0
+
+
+class SlowDoor:
+    """A TCP door to a server: each connection waits ``delay_s`` before a byte goes through."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.delay_s = 0.0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+        self.visits = 0
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                visitor, _ = self.listener.accept()
+            except OSError:
+                return
+            self.visits += 1
+            threading.Thread(target=self._through, args=(visitor,), daemon=True).start()
+
+    def _through(self, visitor: socket.socket) -> None:
+        time.sleep(self.delay_s)
+        inside = socket.create_connection(("127.0.0.1", self.target))
+        for one, other in ((visitor, inside), (inside, visitor)):
+            threading.Thread(target=_pump, args=(one, other), daemon=True).start()
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+
+
+def timed(calls: list[Callable[[], Any]]) -> float:
+    """Seconds that the slowest of ``calls`` took."""
+    longest = 0.0
+    for call in calls:
+        start = time.monotonic()
+        call()
+        longest = max(longest, time.monotonic() - start)
+    return longest
+
+
+def notes(tracker: Tracker, run_dir: Path, steps: range) -> list[Callable[[], Any]]:
+    """What a run of ``steps`` does with its record."""
+    image = Image.new("RGB", (64, 64))
+    calls: list[Callable[[], Any]] = [lambda: tracker.log_params({"a": {"b": 1}})]
+    for step in steps:
+        calls.append(lambda step=step: log_step(run_dir, step, loss=float(step)))
+        calls.append(lambda step=step: tracker.log_image(image, "samples/grid", step))
+    return calls
+
+
+def test_a_server_that_never_answers_holds_up_nothing(tmp_path: Path) -> None:
+    door = SlowDoor(target=1)
+    door.delay_s = HANGING_S
+    made: list[Tracker] = []
+    section = TrackingSection(uri=f"http://127.0.0.1:{door.port}")
+    longest = timed([lambda: made.append(Tracker(section, tmp_path))])
+    (tracker,) = made
+    longest = max(longest, timed(notes(tracker, tmp_path, range(20))))
+    end = time.monotonic() + 60
+    while door.visits == 0 and time.monotonic() < end:  # mlflow is imported by now, and hangs in its first request
+        time.sleep(0.05)
+    assert door.visits > 0
+    longest = max(longest, timed(notes(tracker, tmp_path, range(20, 40))))
+    assert longest < LONGEST_S
+    assert not tracker.finish(patience_s=0.5)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[int]:
+    port = free_port()
+    with mlflow_server(tmp_path, port):
+        yield port
+
+
+@pytest.mark.slow
+def test_what_a_slow_and_then_hanging_server_missed_arrives_later(tmp_path: Path, server: int) -> None:
+    door, run_dir = SlowDoor(server), tmp_path / "run"
+    run_dir.mkdir()
+    section = TrackingSection(uri=f"http://127.0.0.1:{door.port}")
+    door.delay_s = 2.0
+    tracker = Tracker(section, run_dir, poll_s=0.1)
+    slow = timed(notes(tracker, run_dir, range(5)))
+    assert tracker.wait_for_run_id(60) is not None
+    door.delay_s = HANGING_S
+    hanging = timed(notes(tracker, run_dir, range(5, 10)))
+    assert max(slow, hanging) < LONGEST_S
+    assert not tracker.finish(patience_s=0.5)
+
+    door.delay_s = 0.0
+    again = Tracker(section, run_dir, poll_s=0.1)
+    log_step(run_dir, 10, loss=10.0)
+    assert again.finish(patience_s=30)
+    client = MlflowClient(tracking_uri=f"http://127.0.0.1:{server}")
+    run_id = json.loads((run_dir / "mlflow.json").read_text())["run_id"]
+    points = sorted((point.step, point.value) for point in client.get_metric_history(run_id, "train/loss"))
+    assert points == [(step, float(step)) for step in range(11)]
+    names = " ".join(item.path for item in client.list_artifacts(run_id, "images"))
+    assert all(f"samples~grid+step+{step}+" in names for step in range(10))
+    assert client.get_run(run_id).info.status == "FINISHED"
