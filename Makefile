@@ -38,8 +38,10 @@ test-all: env
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not gpu"
 
 faults: env
-	$(BIN)/python -m pytest -m "" tests/dpo_core/test_kills.py tests/dpo_core/test_checkpoint.py tests/dpo_core/test_stopping.py \
-		tests/ray_jobs/test_faults.py tests/ray_jobs/test_train.py
+	rm -f build/faults.jsonl
+	PALATE_FAULTS=build/faults.jsonl $(BIN)/python -m pytest -m "" tests/dpo_core/test_kills.py tests/dpo_core/test_checkpoint.py \
+		tests/dpo_core/test_stopping.py tests/ray_jobs/faults tests/ray_jobs/test_tracking.py; \
+	result=$$?; $(BIN)/python -m tests.fault_table build/faults.jsonl; exit $$result
 
 lint: env
 	$(BIN)/ruff check .

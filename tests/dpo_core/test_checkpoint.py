@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dpo_core.checkpoint import TrainingState, load_latest, save_checkpoint
+from tests.fault_table import attempt
 
 
 def state(step: int) -> TrainingState:
@@ -26,6 +27,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 
+@attempt("bit of a checkpoint flipped", "named in the log, the one before is taken")
 def test_a_flipped_bit_makes_the_loader_take_the_checkpoint_before(tmp_path, caplog):
     save_checkpoint(tmp_path, state(1), keep=2)
     damaged = save_checkpoint(tmp_path, state(2), keep=2) / "weights.safetensors"
@@ -72,6 +74,7 @@ def disk_of(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("size", [200, 1200])
+@attempt("disk full while a checkpoint is written", "one clear error, the one before whole, nothing left")
 def test_a_full_disk_leaves_the_checkpoint_before_whole_and_nothing_of_the_new_one(tmp_path, size):
     save_checkpoint(tmp_path, state(1), keep=2)
     with (

@@ -7,6 +7,7 @@ import pytest
 
 from dpo_core.context import LocalContext
 from dpo_core.stopping import STOP_FILE, ask_to_stop, clear_stop, signals_stop
+from tests.fault_table import attempt
 from tests.train_runs import make_config, rows, run, same
 
 
@@ -71,6 +72,7 @@ def test_signals_are_left_alone_outside_of_the_main_thread(tmp_path):
     assert handlers == [signal.getsignal(signal.SIGTERM)]
 
 
+@attempt("gradient not finite", "skipped and counted; too many end the run and name the pairs")
 def test_updates_without_a_finite_gradient_are_skipped_counted_and_too_many_end_the_run(tiny_sd, tiny_pairs, tmp_path):
     loop = {"max_steps": 6, "max_skipped_in_a_row": 2}
     config = make_config(tiny_sd, tiny_pairs, objective={"beta": 1e39}, loop=loop)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpo_core.context import LocalContext
 from dpo_core.metrics import read_complete_rows
 from tests.fault_table import Figures
 from tests.ray_jobs.jobs import ROOT
@@ -134,3 +135,15 @@ def start(config: Path, *overrides: str, env: dict[str, str] | None = None) -> I
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+class Until(LocalContext):
+    """One process without Ray that ends after some updates."""
+
+    def __init__(self, folder: Path, updates: int) -> None:
+        super().__init__(folder, "cpu")
+        self.left = updates
+
+    def request(self):
+        self.left -= 1
+        return "stop" if self.left == 0 else "nothing"

@@ -1,13 +1,14 @@
 """Nodes that vanish, are taken away and come, in a cluster of several nodes on this machine."""
 
 import re
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dpo_core.checkpoint import load_checkpoint
-from dpo_core.context import LocalContext
 from dpo_core.data.batches import Share
 from dpo_core.data.plan import Plan
 from dpo_core.ledger import check_ledger, read_ledger
@@ -16,8 +17,8 @@ from ray_jobs.config import load_config
 from ray_jobs.train import TrainJob
 from tests import train_runs
 from tests.fault_table import attempt
-from tests.ray_jobs.faults.nodes import cluster_of, start
-from tests.ray_jobs.jobs import write_job
+from tests.ray_jobs.faults.nodes import Until, cluster_of, start
+from tests.ray_jobs.jobs import ROOT, write_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -25,18 +26,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 ELASTIC = ("cluster.num_workers=2", "cluster.min_workers=1", "cluster.cpus_per_worker=1.5", "optim.lr=1e-5",
            "loop.checkpoint_every=10", "loop.global_batch_size=16")  # fmt: skip
 PROMISE = "pairs of the plan, weights to rounding"
-
-
-class Until(LocalContext):
-    """One process without Ray that ends after some updates."""
-
-    def __init__(self, folder: Path, updates: int) -> None:
-        super().__init__(folder, "cpu")
-        self.left = updates
-
-    def request(self):
-        self.left -= 1
-        return "stop" if self.left == 0 else "nothing"
 
 
 def check(config: Path, folder: Path, updates: int, straight: Path) -> None:
@@ -48,6 +37,16 @@ def check(config: Path, folder: Path, updates: int, straight: Path) -> None:
     start = load_checkpoint(straight / "checkpoints" / "step-00000010").weights
     got = load_checkpoint(folder / "checkpoints" / f"step-{updates:08d}").weights
     assert distance(expected, got) < 0.01 * distance(expected, start)
+
+
+def node_ids_by_the_manifest() -> str:
+    """What the command in the KubeRay manifest finds as the id of its node; here there are several."""
+    job = yaml.safe_load((ROOT / "ray_jobs" / "cluster" / "rayjob.yaml").read_text())
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    (worker,) = group["template"]["spec"]["containers"]
+    *_, command = worker["lifecycle"]["preStop"]["exec"]["command"]
+    (finding,) = re.findall(r"--node-id \"\$\((.*) \| head -1\)\"", command)
+    return subprocess.run(["bash", "-c", finding], capture_output=True, text=True, check=False).stdout
 
 
 def distance(one: train_runs.Weights, other: train_runs.Weights) -> float:
@@ -102,6 +101,7 @@ def test_a_node_whose_loss_is_announced_costs_only_what_came_after_the_notice(tm
     ):
         run.wait_for_step(3)
         at = run.step()
+        assert nodes.there[1].node_id in node_ids_by_the_manifest()
         nodes.announce_loss(1, seconds=20)
         run.wait_for(lambda: "will be taken away" in run.log(), 60)
         run.wait_for(lambda: run.starts() != [])
