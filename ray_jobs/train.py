@@ -79,11 +79,11 @@ def run_training(job: TrainJob, console: Console | None = None) -> Path:
     console = console or Console()
     folder = run_dir(job)
     folder.mkdir(parents=True, exist_ok=True)
-    if job.cluster.num_workers > 0:
-        start_ray()  # before `signals_stop`: Ray takes SIGTERM for itself
     plan = Plan.build(job.data)
     save_config(job, folder / "config.yaml")
     clear_stop(folder)
+    if job.cluster.num_workers > 0:
+        start_ray()  # before `signals_stop`: Ray takes SIGTERM for itself
     with (
         signals_stop(folder),
         track_run(job.tracking, folder, name=job.run.name, config=job),
