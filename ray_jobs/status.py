@@ -25,20 +25,10 @@ from dpo_core.data.quarantine import counts_by_reason, read_quarantine
 from dpo_core.metrics import read_complete_rows
 from dpo_core.stopping import ask_to_stop, stop_asked
 from ray_jobs.readings import SHOWN, duration, seconds_per_update
+from ray_jobs.run_page import write_page
 from ray_jobs.settings.command import complain, show
 from ray_jobs.validation.told import validation_facts
 
-TEMPLATE = Path(__file__).parent / "web" / "run.html.j2"
-PANELS = (
-    {"train/loss": "loss", "train/implicit_accuracy": "implicit accuracy", "train/margin": "margin"},
-    {
-        "train/chosen_error_vs_reference": "chosen error vs reference",
-        "train/rejected_error_vs_reference": "rejected error vs reference",
-        "train/gradient_factor": "gradient factor",
-    },
-    {"train/grad_norm": "gradient norm", "train/lr": "learning rate", "data/quarantined": "pairs in quarantine"},
-)
-"""What run.html draws, a row of panels each."""
 LATE = 5
 """A run that has been silent for this many times its usual interval, and a minute, is not running any more."""
 
@@ -123,30 +113,6 @@ class RunStatus:
         if self.rows:
             facts["last row"] = f"{duration(self.now - last['time'])} ago"
         return facts
-
-
-def write_page(status: RunStatus) -> Path:
-    """``run.html`` in the run folder: facts, curves and config in one file."""
-    from jinja2 import Environment
-
-    from eval.plots import training_curves
-
-    file = {status.folder.name: status.folder / "metrics.jsonl"}
-    plots = [plot for curves in PANELS if status.rows and (plot := training_curves(file, curves))]
-    page = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    text = page.render(
-        name=status.folder.name,
-        facts=status.facts(),
-        plots=plots,
-        config=yaml.safe_dump(status.config, sort_keys=False),
-        running=status.state in ("running", "starting", "stopping"),
-        written=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.now)),
-    )
-    path = status.folder / "run.html"
-    aside = path.with_name(".run.html.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
-    return path
 
 
 def print_status(status: RunStatus, console: Console) -> None:

@@ -15,10 +15,13 @@ CURVES = {"train/loss": "loss", "train/implicit_accuracy": "implicit accuracy", 
 
 
 @styled
-def training_curves(files: Mapping[str, str | Path], curves: Mapping[str, str] = CURVES) -> str | None:
+def training_curves(
+    files: Mapping[str, str | Path], curves: Mapping[str, str] = CURVES, *, smoothed: bool = True
+) -> str | None:
     """Loss, implicit accuracy and margin over steps from metrics.jsonl files (label -> path); None if none has any.
 
-    ``curves`` chooses other columns (column -> title), a panel each.
+    ``curves`` chooses other columns (column -> title), a panel each. Not ``smoothed``, every value is a dot of its own:
+    for a few that have no noise.
     """
     runs = {label: _read_rows(Path(file)) for label, file in files.items()}
     keys = [key for key in curves if any(key in row for rows in runs.values() for row in rows)]
@@ -31,8 +34,11 @@ def training_curves(files: Mapping[str, str | Path], curves: Mapping[str, str] =
             if points:
                 steps, values = (np.array(column, dtype=float) for column in zip(*points, strict=True))
                 colour = COLOURS[(i + 1) % len(COLOURS)]
-                axis.plot(steps, values, color=colour, lw=0.8, alpha=0.3)
-                axis.plot(steps, _smooth(values), color=colour, lw=1.8, label=label)
+                if smoothed:
+                    axis.plot(steps, values, color=colour, lw=0.8, alpha=0.3)
+                    axis.plot(steps, _smooth(values), color=colour, lw=1.8, label=label)
+                else:
+                    axis.plot(steps, values, "o-", color=colour, lw=1.8, ms=4, label=label)
         axis.set_title(curves[key])
         axis.set_xlabel("step")
         axis.grid()

@@ -13,8 +13,8 @@ from ray_jobs.validation.section import GridSampler
 FOLDER = "samples"
 GAP, HEAD, TEXT = 8, 26, 14
 INK, PAPER = "#1c2024", "#ffffff"
-LONGEST = 384
-"""Pixels of the longer side of a picture in the grid; the single images keep their size."""
+SHORTEST, LONGEST = 128, 384
+"""Least and most pixels of the longer side of a picture in the grid; the single images keep their size."""
 
 
 def folder_of(step: int) -> str:
@@ -62,7 +62,7 @@ def draw_grid(run_dir: Path, step: int, previous: int | None, prompts: Sequence[
         for row in range(len(prompts))
     ]
     width, height = pictures[0][0].size
-    scale = min(1.0, LONGEST / max(width, height)) if max(width, height) >= 64 else 64 / max(width, height)
+    scale = min(max(1.0, SHORTEST / max(width, height)), LONGEST / max(width, height))
     side = round(width * scale), round(height * scale)
     cell = max(side[0], 120)
     sheet = Image.new(

@@ -1,7 +1,9 @@
 """Validation beside a real training: the same bits with it and without it, and numbers that can be checked by hand."""
 
+import base64
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -22,6 +24,7 @@ from dpo_core import randomness
 from dpo_core.data.images import ImageLimits, decode, training_crop
 from eval.provenance import training_of
 from ray_jobs.config import ConfigError, load_config
+from ray_jobs.run_page import write_page
 from ray_jobs.status import RunStatus
 from ray_jobs.train import TrainJob, run_training
 from ray_jobs.validation.told import validation_rows
@@ -247,7 +250,7 @@ def test_an_actor_validates_what_ray_workers_train(tmp_path, tiny_sd, tiny_pairs
     rows = [row for row in validation_rows(tmp_path / "runs" / "run") if "weights" in row]
     assert (rows[0]["step"], rows[-1]["step"]) == (0, STEPS)
     alone = validation_rows(validated)[-1]
-    numbers = {name: value for name, value in alone.items() if name.startswith("validation/")}
+    numbers = {name: value for name, value in alone.items() if name.startswith("validation/") and "best" not in name}
     assert {name: rows[-1][name] for name in numbers} == pytest.approx(numbers, abs=1e-4)
 
 
@@ -268,3 +271,15 @@ def test_the_best_checkpoint_is_kept_as_a_model_with_the_number_that_picked_it(v
     if best["step"] == STEPS:
         name = "unet/diffusion_pytorch_model.safetensors"
         assert (validated / "best" / name).read_bytes() == (validated / "model" / name).read_bytes()
+
+
+def test_status_and_page_show_the_held_out_numbers_the_best_checkpoint_and_the_newest_grid(validated):
+    status = RunStatus.read(validated)
+    row, facts = validation_rows(validated)[-1], status.facts()
+    assert facts["held out"].startswith(f"update {STEPS}, implicit accuracy {row['validation/implicit_accuracy']:.4g} ")
+    assert facts["best"].startswith(f"update {row['validation/best_step']} in best/: implicit accuracy")
+    page = write_page(status).read_text()
+    assert page.count("<svg") == 4
+    assert base64.b64encode((validated / row["grid"]).read_bytes()).decode() in page
+    assert [page.count(f"<td>{low} to {low + 20} %</td>") for low in range(0, 100, 20)] == [1] * LEVELS
+    assert re.findall(r"""(?:src|href)=["'](?!data:|#)""", page) == []
