@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from rich.console import Console
 
 from dpo_core.data.images import ImageLimits
+from dpo_core.data.locations import LocalFolder
 from dpo_core.data.section import DataSection
 from dpo_core.section import Section
 from eval.scorers.clip import CLIPScore
@@ -25,7 +26,7 @@ class CaptionJob(Section):
 
     data: DataSection = DataSection()
     """The pairs. Their prompts are read from caption, or from caption_0 and caption_1 (data.captions=per_image)."""
-    out: str = "runs/captions"
+    out: LocalFolder = "runs/captions"
     """Folder of the new set; train on it with data.captions=per_image."""
     shard_pairs: int = Field(default=32, ge=1)
     """Pairs per shard, rounded up to whole row groups; what a killed job asks for again."""

@@ -12,7 +12,7 @@ from pydantic import Field
 from rich.console import Console
 
 from dpo_core.data import images, schema
-from dpo_core.data.locations import name_of
+from dpo_core.data.locations import LocalFolder, name_of
 from dpo_core.data.quarantine import Reason, RowRejected
 from dpo_core.data.scan import RowGroup
 from dpo_core.data.sources import AnySource, PickAPic, Pointer
@@ -51,7 +51,7 @@ INDEX = ".index"
 class ImportJob(Section):
     """A preference set in our own schema: which source, which of its pairs, into which folder."""
 
-    out: str = "runs/import"
+    out: LocalFolder = "runs/import"
     """Folder for the parquet shards; data.paths of other jobs may name it."""
     source: AnySource = PickAPic()
     filters: FilterSection = FilterSection()

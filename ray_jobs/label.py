@@ -7,6 +7,7 @@ from pydantic import Field
 from rich.console import Console
 
 from dpo_core.data.images import ImageLimits
+from dpo_core.data.locations import LocalFolder
 from dpo_core.data.section import DataSection
 from dpo_core.section import Section
 from eval.scorers import AnyScorer
@@ -22,7 +23,7 @@ class LabelJob(Section):
 
     data: DataSection = DataSection()
     """The pairs, labelled or not."""
-    out: str = "runs/labels"
+    out: LocalFolder = "runs/labels"
     """Folder of the new set."""
     shard_pairs: int = Field(default=32, ge=1)
     """Pairs per shard, rounded up to whole row groups; what a killed job scores again."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import Field
 from rich.console import Console
 
+from dpo_core.data.locations import LocalFolder
 from dpo_core.section import Section
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import run_verb
@@ -23,7 +24,7 @@ class PairsJob(Section):
     Scorers that label are named in the set's ``job.json``: what is trained on their choice is not for them to judge.
     """
 
-    out: str = "runs/pairs"
+    out: LocalFolder = "runs/pairs"
     """Folder for the parquet shards, seen by every node under this path."""
     recipe: AnyRecipe = World()
     """How pairs are made."""

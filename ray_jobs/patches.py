@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from rich.console import Console
 
 from dpo_core.data import images, schema
+from dpo_core.data.locations import LocalFolder
 from dpo_core.data.patch_features import VisionSection, image_side, load_vision_config, patch_size
 from dpo_core.data.quarantine import Reason, RowRejected
 from dpo_core.data.section import DataSection
@@ -59,7 +60,7 @@ class QualitySection(Section):
 class PatchesJob(Section):
     """Patch quality maps for PatchDPO (arXiv 2412.03177), our reading of the paper: its code was never released."""
 
-    out: str = "runs/patches"
+    out: LocalFolder = "runs/patches"
     """Folder for the pairs with their maps; give it to `data.paths` of a training job with `data.quality=true`."""
     data: DataSection = DataSection()
     """The pairs. Images are cropped as in training, at the centre, so `resolution` must be that of the training."""

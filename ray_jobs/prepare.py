@@ -22,6 +22,7 @@ from dpo_core.data.latents import (
     shard_quarantine,
     write_cache,
 )
+from dpo_core.data.locations import LocalFolder
 from dpo_core.data.plan import Plan, Slot
 from dpo_core.data.quarantine import check_share, counts_by_reason, write_quarantine
 from dpo_core.data.section import DataSection
@@ -40,7 +41,7 @@ CAPTIONS_PER_SHARD = 512
 class CacheSection(Section):
     """What is written, and how it is computed."""
 
-    folder: str = "latents"
+    folder: LocalFolder = "latents"
     """Folder of the cache; data.paths of a training job may name it."""
     dtype: Literal["float32", "float16"] = "float32"
     """How posteriors and text states are stored; float16 halves the space and rounds at the fourth digit."""

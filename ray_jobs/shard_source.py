@@ -1,14 +1,13 @@
 """Which rows a job that makes shards takes, and how they are read."""
 
 import hashlib
-import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from dpo_core.data import files, latents, schema
+from dpo_core.data import files, latents, locations, schema
 from dpo_core.data.quarantine import Quarantined, Reason, RowRejected, check_share
 from dpo_core.data.scan import RowGroup, Scan, Verdict, scan_rows
 from dpo_core.data.section import DataSection
@@ -93,7 +92,7 @@ def read_source(section: DataSection, *, takes: Takes) -> Source:
         left_out={"ties left out": ties} if ties else {},
         quarantined=quarantined,
         fingerprint=_fingerprint(found, parts),
-        bytes=sum(os.path.getsize(file) for file in found),
+        bytes=sum(max(locations.size(file), 0) for file in found),
     )
 
 
@@ -219,7 +218,7 @@ def _taken(verdict: Verdict, takes: Takes) -> bool:
 def _fingerprint(found: list[str], parts: list[Part]) -> str:
     digest = hashlib.sha256()
     for name, file in zip(files.short_names(found), found, strict=True):
-        digest.update(f"{name}\x1f{os.path.getsize(file)}\x1e".encode())
+        digest.update(f"{name}\x1f{locations.size(file)}\x1e".encode())
     for part in parts:
         for place, pair_id, side in zip(part.places, part.ids, part.sides, strict=True):
             digest.update(f"{place}\x1f{pair_id}\x1f{side}\x1e".encode())

@@ -19,7 +19,7 @@ class Served:
     """How many of the next requests for a file are answered with an error."""
 
 
-class _Handler(SimpleHTTPRequestHandler):
+class FolderHandler(SimpleHTTPRequestHandler):
     def __init__(self, *words, served: Served, **named) -> None:
         self._served = served
         super().__init__(*words, **named)
@@ -57,7 +57,7 @@ class _Handler(SimpleHTTPRequestHandler):
 @contextmanager
 def serve(folder: Path) -> Iterator[Served]:
     served = Served("")
-    handler = partial(_Handler, directory=str(folder), served=served)
+    handler = partial(FolderHandler, directory=str(folder), served=served)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         served.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -5,15 +5,18 @@ import os
 import posixpath
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
+from fsspec.implementations.arrow import ArrowFSWrapper
+from pydantic import AfterValidator
 
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf"}
+EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hf"}
 """What must be installed with Palate for a protocol."""
 
 ATTEMPTS = 3
@@ -24,6 +27,16 @@ ARCHIVES = (".zip", ".tar")
 
 def is_url(location: str) -> bool:
     return "://" in location
+
+
+def _on_a_disk(folder: str) -> str:
+    if is_url(folder):
+        raise ValueError("what a job writes lies on a disk, not at a URL; give a local folder and copy it afterwards")
+    return folder
+
+
+LocalFolder = Annotated[str, AfterValidator(_on_a_disk)]
+"""A folder that a job writes; as a plain path the URL of a bucket would become a folder of that name."""
 
 
 def is_archive(location: str) -> bool:
@@ -53,7 +66,7 @@ def find(location: str, suffixes: Sequence[str]) -> list[str]:
     elif tried(lambda: system.isdir(path), location):
         found = [file for file in tried(lambda: system.find(path), location) if _wanted(file, suffixes)]
     else:
-        found = [path] if tried(lambda: system.exists(path), location) else []
+        found = [path] if _there(system, path, location) else []
     return sorted(str(system.unstrip_protocol(file)) for file in found)
 
 
@@ -65,6 +78,8 @@ def open_binary(location: str, *, whole: bool = True) -> Any:
     if not is_url(location):
         return open(os.path.expanduser(location), "rb")
     system, path = _system(location)
+    if isinstance(system, ArrowFSWrapper):
+        return tried(lambda: system.fs.open_input_file(path), location)
     # Parquet is read in ranges: what lies between them must not be fetched.
     options = {} if whole else {"cache_type": "none"}
     return tried(lambda: system.open(path, "rb", **options), location)
@@ -130,13 +145,26 @@ def normal_name(name: str) -> str:
     return normal
 
 
+def _there(system: fsspec.AbstractFileSystem, path: str, location: str) -> bool:
+    """Unlike ``exists`` of fsspec, for which a server that cannot be reached has nothing."""
+    try:
+        tried(lambda: system.info(path), location)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _wanted(file: str | Path, suffixes: Sequence[str]) -> bool:
     name = os.path.basename(file)
     return not name.startswith(".") and name.lower().endswith(tuple(suffixes))
 
 
 def _system(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    protocol = location.partition("://")[0]
+    protocol, _, path = location.partition("://")
+    if protocol == "s3":
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
+        return tried(lambda: _s3(path.partition("/")[0], endpoint, region), location), path.rstrip("/")
     try:
         return url_to_fs(location)
     except ImportError as error:
@@ -148,6 +176,16 @@ def _system(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise ValueError(
             f"{location}: {protocol}:// cannot be read ({error}); use a local path or one of {known}"
         ) from error
+
+
+@lru_cache(maxsize=16)
+def _s3(bucket: str, endpoint: str, region: str) -> ArrowFSWrapper:
+    """Arrow's own client; what it is not told it finds as every AWS program does: environment, profile, the machine."""
+    from pyarrow import fs
+
+    if not region:  # a server of one's own has none
+        region = "us-east-1" if endpoint else fs.resolve_s3_region(bucket)
+    return ArrowFSWrapper(fs.S3FileSystem(endpoint_override=endpoint or None, region=region))
 
 
 def tried(action: Any, location: str) -> Any:

@@ -19,6 +19,7 @@ from ray_jobs.config import load_config
 from ray_jobs.label import LabelJob, main, shard_job
 from ray_jobs.labelling import agreement
 from ray_jobs.shards import run_shards, shard_files
+from tests.local_s3 import environment, serve_s3
 from tests.ray_jobs.chat_server import chat_server
 from tests.ray_jobs.colour_pairs import colour_pairs
 from tests.ray_jobs.redness import Paleness, Redness
@@ -35,7 +36,7 @@ QUIET = Console(quiet=True)
 
 def job(pairs: Path, out: Path, *, scorer=None, **settings) -> LabelJob:
     """Image 1 is the bluer one in every pair, by 100 of 255."""
-    data = DataSection(paths=[str(pairs)], max_quarantined_share=0.6, **settings.pop("data", {}))
+    data = DataSection(**{"paths": [str(pairs)], "max_quarantined_share": 0.6, **settings.pop("data", {})})
     common = {"data": data, "out": str(out), "shard_pairs": 2, "scorer": Shapes()}
     work = LabelJob(**{**common, **settings})
     return work.model_copy(update={"scorer": scorer or Redness()})
@@ -61,6 +62,21 @@ def test_relabelling_makes_the_scorers_winner_win_and_keeps_the_old_labels(tmp_p
     assert {"agree": 2, "disagree": 2, "tie for one of the two": 1}.items() <= record.report.items()
     assert record.report["labelled pairs"] == 5
     assert record.report["labelled_by"] == ["redness/blue"]
+
+
+def test_a_set_in_a_bucket_is_labelled_as_on_a_disk_but_the_made_one_must_lie_on_a_disk(tmp_path, monkeypatch, capsys):
+    pairs = colour_pairs(tmp_path / "buckets" / "pairs", 4)
+    label(pairs, tmp_path / "near", column="blue")
+    with serve_s3(tmp_path / "buckets") as served:
+        for name, value in environment(served).items():
+            monkeypatch.setenv(name, value)
+        far = job(tmp_path, tmp_path / "far", column="blue", data={"paths": ["s3://pairs"]})
+        run_shards(shard_job(far), QUIET)
+    assert [Path(file).read_bytes() for file in shard_files(tmp_path / "near")] == [
+        Path(file).read_bytes() for file in shard_files(tmp_path / "far")
+    ]
+    assert main(["scorer.kind=shapes", "out=s3://pairs/made"]) == 2
+    assert "lies on a disk, not at a URL" in capsys.readouterr().err
 
 
 def test_scores_closer_than_the_threshold_make_a_tie(tmp_path):

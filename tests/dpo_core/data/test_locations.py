@@ -85,10 +85,10 @@ def test_a_fault_that_passes_is_tried_again_and_one_that_stays_is_told(
 
 def test_a_protocol_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch):
     def absent(location: str):
-        raise ImportError("Please install s3fs to access S3")
+        raise ImportError("Please install gcsfs to access Google Storage")
 
     monkeypatch.setattr(locations, "url_to_fs", absent)
-    for url, extra in (("s3://bucket/a.parquet", "s3"), ("gs://bucket/a.parquet", "gcs"), ("hf://datasets/a/b", "hf")):
+    for url, extra in (("gs://bucket/a.parquet", "gcs"), ("hf://datasets/a/b", "hf")):
         with pytest.raises(ValueError, match=rf"pip install 'palate\[{extra}\]'"):
             locations.find(url, (".parquet",))
 
