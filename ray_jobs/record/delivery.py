@@ -125,7 +125,7 @@ class Delivery:
                 if closing:
                     return
             except Exception as error:  # whatever the server, the network or the disk may throw: it is tried again
-                self.error, self._run = f"{type(error).__name__}: {error}".splitlines()[0], None
+                self.error, self._run = without_secrets(f"{type(error).__name__}: {error}".splitlines()[0]), None
                 delay = min(max(2 * delay, 1.0), 1.0 if closing else 60.0)
             self._wake.wait(delay)
             self._wake.clear()
@@ -180,6 +180,7 @@ class Delivery:
         return {}
 
     def _refuse(self, reason: str) -> None:
+        reason = without_secrets(reason)
         if reason not in self.state.refused and len(self.state.refused) < REASONS_KEPT:
             self.state.refused.append(reason)
 

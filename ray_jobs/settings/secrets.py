@@ -1,14 +1,14 @@
 """Passwords in addresses: refused in configs, which are kept and shown, and left out of whatever is written."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 
-def without_secrets(address: str) -> str:
-    """``address`` without a user and password before its host."""
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else address
+def without_secrets(text: str) -> str:
+    """``text``, an address or a message with addresses in it, without users and passwords before hosts."""
+    return re.sub(r"(?<=://)[^/\s@]+@", "", text)
 
 
 def secrets_in(data: Any, path: str = "") -> Iterator[str]:

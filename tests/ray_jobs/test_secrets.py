@@ -18,6 +18,7 @@ SECRET = "planted-4f0c9d"
     [
         (f"http://me:{SECRET}@host:5000/x?y=1", "http://host:5000/x?y=1"),
         (f"postgresql://me:{SECRET}@db/mlflow", "postgresql://db/mlflow"),
+        (f"GET http://me:{SECRET}@host:5000/x failed", "GET http://host:5000/x failed"),
         ("sqlite:////runs/mlflow.db", "sqlite:////runs/mlflow.db"),
         ("hf://datasets/org/name@main/a.parquet", "hf://datasets/org/name@main/a.parquet"),
     ],
