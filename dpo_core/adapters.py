@@ -5,8 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
 
 from dpo_core.families.lora_files import ADAPTER
 
@@ -19,6 +17,8 @@ def add_adapter(module: Any, targets: Sequence[str], *, rank: int, alpha: float,
 
     Raises ValueError when there is no such layer.
     """
+    from peft import LoraConfig
+
     module.requires_grad_(False)
     adapter = LoraConfig(
         r=rank,
@@ -40,6 +40,8 @@ def level_magnitudes(module: torch.nn.Module) -> None:
     Then the quotient is one, and the policy at step 0 is its reference to the last bit. peft's own start value is
     rounded otherwise than its forward pass, in which a linear layer's weight is taken to float32.
     """
+    from peft.tuners.lora import LoraLayer
+
     for layer in module.modules():
         if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_magnitude_vector:
             dora: Any = layer.lora_magnitude_vector[ADAPTER]
@@ -53,7 +55,10 @@ def level_magnitudes(module: torch.nn.Module) -> None:
 @contextmanager
 def adapters_off(module: Any) -> Iterator[None]:
     """``module`` as it was before it got adapters."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     module.disable_adapters()
+    for parameter in trained:  # peft freezes them meanwhile, which sharding would take to be for good
+        parameter.requires_grad_(True)
     try:
         yield
     finally:

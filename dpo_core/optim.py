@@ -116,6 +116,15 @@ def make_schedule(config: OptimSection, optimizer: torch.optim.Optimizer, max_st
     )
 
 
-def clip(parameters: list[torch.nn.Parameter], max_norm: float | None) -> torch.Tensor:
-    """Scale gradients down to ``max_norm``; returns the norm before clipping, float32 scalar on the device."""
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm is not None else float("inf"))
+def clip(
+    parameters: list[torch.nn.Parameter], max_norm: float | None, norm: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Scale gradients down to ``max_norm``; returns the norm before clipping, float32 scalar on the device.
+
+    ``norm`` is that of the whole gradient where ``parameters`` hold a part of it.
+    """
+    limit = max_norm if max_norm is not None else float("inf")
+    if norm is None:
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+    torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from dpo_core.families.ip_adapter import IPAdapterSection
 from dpo_core.families.unet import LoadedUNet
 from dpo_core.noising import Timesteps
 from dpo_core.section import Section
+from dpo_core.sharding import Sharding
 
 
 class PolicySection(Section):
@@ -37,6 +38,9 @@ class PolicySection(Section):
     ip_adapter: IPAdapterSection = IPAdapterSection()
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a quarter more work."""
+    sharding: Literal["none", "full"] = "none"
+    """``full`` shares out weights, reference, gradients and optimiser state among the workers, for models that do not
+    fit into the memory of one (FSDP2); a single worker has nothing to share out. May change when a run goes on."""
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> "PolicySection":
@@ -44,6 +48,8 @@ class PolicySection(Section):
             if getattr(self, name) and self.method != "lora":
                 raise ValueError(f"{name} is for method: lora, not for method: {self.method}")
         missing = [name for name in ("model", "image_encoder") if getattr(self.ip_adapter, name) is None]
+        if self.dora and self.sharding == "full":
+            raise ValueError("dora needs whole weights where they are trained: set sharding to none")
         if self.method == "ip_adapter" and missing:
             raise ValueError(f"method: ip_adapter needs {' and '.join(f'ip_adapter.{name}' for name in missing)}")
         return self
@@ -65,6 +71,7 @@ class Policy:
         precision: Precision,
         seed: int,
         needs_reference: bool,
+        sharding: Sharding | None = None,
     ) -> None:
         self.config = config
         self.family = family
@@ -73,22 +80,36 @@ class Policy:
         self.model: Any = family.denoiser
         self.frozen: torch.nn.Module | None = None
         self.adapted: list[Any] = []
+        self.sharding = sharding
+        # What is cut goes to the device block by block: it need not fit there whole.
+        place = device if sharding is None else torch.device("cpu")
         if config.method == "full":
-            self.model.requires_grad_(True).to(device)
+            self.model.requires_grad_(True).to(place)
         elif config.method == "ip_adapter":
             if not isinstance(family, LoadedUNet):
                 raise ValueError("policy.method: ip_adapter is for the families sd15 and sdxl")
             family.add_image_prompt(config.ip_adapter, DTYPES[precision])
-            store(self.model, DTYPES[precision], device)
+            store(self.model, DTYPES[precision], place)
         else:
-            self._add_adapters(seed)
+            self._add_adapters(seed, place)
         if config.method != "lora" and needs_reference:
             self.frozen = copy.deepcopy(self.model).requires_grad_(False)
         if config.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
             self.model.train()
+        if sharding is not None:
+            for network in (self.model, self.frozen):
+                if network is not None:
+                    sharding.cut(network)
+        self.trained = self._trained(sharding)
 
-    def _add_adapters(self, seed: int) -> None:
+    def _trained(self, sharding: Sharding | None) -> dict[str, torch.nn.Parameter]:
+        named = dict(self.model.named_parameters()) if sharding is None else sharding.train(self.model)
+        for index, encoder in enumerate(self.adapted[1:]):
+            named |= {f"text_encoders.{index}.{name}": p for name, p in encoder.named_parameters()}
+        return {name: p for name, p in named.items() if p.requires_grad}
+
+    def _add_adapters(self, seed: int, place: torch.device) -> None:
         config, targets = self.config, self.config.targets or self.family.lora_targets
         self.adapted = [self.model, *(self.family.text_encoders if config.text_encoder else ())]
         if config.text_encoder and len(self.adapted) == 1:
@@ -100,16 +121,16 @@ class Policy:
             for module in self.adapted:
                 layers = targets if module is self.model else CLIP_TARGETS
                 add_adapter(module, layers, rank=config.rank, alpha=config.alpha or config.rank, dora=config.dora)
-                store(module, DTYPES[self.precision], self.device)
+                store(module, DTYPES[self.precision], place if module is self.model else self.device)
                 with self.autocast() if module is self.model else nullcontext():
                     level_magnitudes(module)
 
     def named_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The trainable parameters, in a fixed order: the denoiser's, then those of each text encoder."""
-        named = dict(self.model.named_parameters())
-        for index, encoder in enumerate(self.adapted[1:]):
-            named |= {f"text_encoders.{index}.{name}": p for name, p in encoder.named_parameters()}
-        return {name: p for name, p in named.items() if p.requires_grad}
+        """The trainable parameters, in a fixed order: the denoiser's, then those of each text encoder.
+
+        Of weights that are shared out, this rank's parts.
+        """
+        return self.trained
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return list(self.named_parameters().values())
@@ -118,7 +139,9 @@ class Policy:
     def autocast(self) -> Iterator[None]:
         """The one precision context of policy and reference; float32 runs outside of any autocast."""
         half = self.precision != "fp32"
-        with torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=half, cache_enabled=True):
+        # Casts that are kept would keep every block that is shared out whole.
+        keep = self.sharding is None
+        with torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=half, cache_enabled=keep):
             yield
 
     def condition(self, batch: PairBatch, sides: int) -> tuple[Conditioning, Conditioning]:
@@ -163,8 +186,13 @@ class Policy:
             return self.family.predict(self.frozen, noisy, timesteps, conditioning)
 
     def state(self) -> dict[str, Tensor]:
-        """The trainable weights, float32."""
-        return {name: p.detach() for name, p in self.named_parameters().items()}
+        """The trainable weights, float32; where they are shared out, for rank 0 alone."""
+        weights = {name: p.detach() for name, p in self.named_parameters().items()}
+        return weights if self.sharding is None else self.sharding.gather(weights)
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """Inside, rank 0 can export the model."""
+        return nullcontext() if self.sharding is None else self.sharding.whole_weights()
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -174,7 +202,7 @@ class Policy:
             odd = sorted(own.keys() ^ state.keys())[:3]
             raise ValueError(f"the checkpoint holds other trainable weights than this policy, for example {odd}")
         for name, parameter in own.items():
-            parameter.copy_(state[name])
+            parameter.copy_(state[name] if self.sharding is None else self.sharding.part(name, state[name]))
 
 
 def store(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> None:

@@ -52,6 +52,11 @@ def objective_needs(config: "TrainSection") -> Iterator[str]:
 
 def policy_needs(config: "TrainSection") -> Iterator[str]:
     policy, family = config.policy, config.family
+    if policy.sharding == "full" and config.optim.name != "adamw":
+        yield (
+            f"policy.sharding=full needs an optimiser that works weight by weight: set optim.name=adamw instead of "
+            f"{config.optim.name}"
+        )
     if policy.method == "ip_adapter":
         if not config.data.prompt_image:
             yield "policy.method=ip_adapter needs image prompts: set data.prompt_image=true"

@@ -12,6 +12,7 @@ MAY_CHANGE = {
     "loop.log_every",
     "loop.max_skipped_in_a_row",
     "loop.worker_batch_size",
+    "policy.sharding",
 }
 """Fields that a resumed run may have changed: they do not touch the mathematics (the data has a hash of its own)."""
 

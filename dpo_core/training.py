@@ -28,6 +28,7 @@ from dpo_core.requirements import check_parts, check_timesteps
 from dpo_core.resume import refuse_changed_maths
 from dpo_core.section import Section
 from dpo_core.shaping import ShapingSection
+from dpo_core.sharding import Sharding
 from dpo_core.timesteps import AnyTimesteps, Uniform
 from dpo_core.update import Update
 
@@ -113,7 +114,16 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
     )
     check_timesteps(config.timesteps, family)
     base_hash = weights_hash([family.denoiser]) if context.rank == 0 else ""
-    policy = Policy(config.policy, family, context.device, loop.precision, loop.seed, objective.needs_reference)
+    shared_out = config.policy.sharding == "full" and context.world_size > 1
+    policy = Policy(
+        config.policy,
+        family,
+        context.device,
+        loop.precision,
+        loop.seed,
+        objective.needs_reference,
+        Sharding(context) if shared_out else None,
+    )
     learner = Learner(config, policy, context)
     quarantine = Quarantine(plan.quarantined, limit=config.data.max_quarantined_share)
     quarantine_file = context.run_dir / "quarantine.parquet"
@@ -176,32 +186,34 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
                 file.append(done, metrics)
             context.report({"step": done} | metrics)
         if done % loop.checkpoint_every == 0 or last or request != "nothing":
-            open_window = means.state(context)
+            parts = {"learner": learner.state(), "window": means.state(context)}
+            state = TrainingState(done, policy.state(), parts, record)
             if context.rank == 0:
-                parts = {"learner": learner.state(), "window": open_window}
-                save_checkpoint(checkpoints, TrainingState(done, policy.state(), parts, record), loop.keep_checkpoints)
+                save_checkpoint(checkpoints, state, loop.keep_checkpoints)
         if request == "stop" and not last:
             log.warning("asked to stop: checkpoint after update %d of %d", done, loop.max_steps)
             return False
 
-    if context.rank == 0:
-        reasons = counts_by_reason(quarantine.records)
-        if reasons:
-            log.warning(
-                "%d of %d rows could not be used: %s", len(quarantine.records), plan.total, told_counts(reasons)
-            )
-        facts = {
-            "steps": loop.max_steps,
-            "base_weights_sha256": base_hash,
-            "data_sha256": plan.fingerprint,
-            "pairs": plan.rows,
-            "ties_left_out": plan.ties,
-            "quarantined": reasons,
-        }
-        dtype = DTYPES[loop.export_dtype]
-        with learner.averaged():
+    with learner.averaged(), policy.whole_weights():
+        if context.rank == 0:
+            tell_left_out(quarantine, plan)
+            facts = {
+                "steps": loop.max_steps,
+                "base_weights_sha256": base_hash,
+                "data_sha256": plan.fingerprint,
+                "pairs": plan.rows,
+                "ties_left_out": plan.ties,
+                "quarantined": counts_by_reason(quarantine.records),
+            }
+            dtype = DTYPES[loop.export_dtype]
             export_model(context.run_dir / "model", family, name=name, config=record, facts=facts, dtype=dtype)
     return True
+
+
+def tell_left_out(quarantine: Quarantine, plan: Plan) -> None:
+    reasons = counts_by_reason(quarantine.records)
+    if reasons:
+        log.warning("%d of %d rows could not be used: %s", len(quarantine.records), plan.total, told_counts(reasons))
 
 
 def give_up(step: int, micro_batches: list[PairBatch], learner: Learner, context: RunContext) -> NoReturn:
