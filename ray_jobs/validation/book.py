@@ -16,8 +16,8 @@ PREFIX = "validation/"
 """Of the names of numbers in the rows."""
 WORK = "validation"
 """Folder in the run folder for what the validator needs only for itself."""
-NOW = f"{WORK}/now.json"
-"""What it is doing at the moment."""
+NOW, LOCK = f"{WORK}/now.json", f"{WORK}/lock"
+"""What it is doing at the moment, and what only one of them holds."""
 
 
 @dataclass(frozen=True)

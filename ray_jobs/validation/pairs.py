@@ -37,7 +37,8 @@ class HeldOut:
         """The first ``section.pairs`` pairs by a hash of seed and id; ValueError when all of them are trained on."""
         ids: list[str] = plan.pair_ids.to_pylist()
         known, files = set(trained.pair_ids.to_pylist()), {group.file for group in trained.groups}
-        shared = {i for i in range(plan.rows) if _is_trained_on(plan.slot(i, 0), plan, known, files)}
+        one_set = plan.fingerprint == trained.fingerprint or plan.cache is not None
+        shared = {i for i in range(plan.rows) if _is_trained_on(plan.slot(i, 0), known, files, one_set)}
         if len(shared) == plan.rows:
             raise ValueError(
                 f"all {plan.rows} pairs of validation.paths are trained on; give pairs that data.paths does not hold"
@@ -69,11 +70,9 @@ class HeldOut:
         ]
 
 
-def _is_trained_on(slot: Slot, plan: Plan, known: set[str], files: set[str]) -> bool:
-    """By id; an id that only counts rows of a file says nothing of other files."""
-    if slot.group.file in files:
-        return True
-    return slot.pair_id in known and (plan.cache is not None or "#" not in slot.pair_id)
+def _is_trained_on(slot: Slot, known: set[str], files: set[str], one_set: bool) -> bool:
+    """By file or by id; an id that only counts the rows of a file says nothing of another set of files."""
+    return slot.group.file in files or (slot.pair_id in known and (one_set or "#" not in slot.pair_id))
 
 
 def held_out_data(data: DataSection, section: ValidationSection) -> DataSection:

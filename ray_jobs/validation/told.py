@@ -1,12 +1,13 @@
 """What validation has found, in words, from the run folder alone."""
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
 
 from dpo_core.metrics import read_complete_rows
 from ray_jobs.validation.best import FOLDER, picked
-from ray_jobs.validation.book import FILE, NOW, PREFIX, is_measured
+from ray_jobs.validation.book import FILE, LOCK, NOW, PREFIX, is_measured
 
 TOLD = {
     "implicit_accuracy": "implicit accuracy",
@@ -16,8 +17,22 @@ TOLD = {
 }
 
 
+def at_work(run_dir: Path) -> bool:
+    """Whether a validator holds the run at this moment; one that was killed leaves its files but not its lock."""
+    try:
+        with (run_dir / LOCK).open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
 def doing(run_dir: Path) -> str:
     """What the validator is doing now, in words; empty when there is none."""
+    if not at_work(run_dir):
+        return ""
     try:
         now = json.loads((run_dir / NOW).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -14,12 +14,13 @@ import torch
 from ray_jobs.record.journal import replace_json
 from ray_jobs.validation import best
 from ray_jobs.validation.bench import Bench, setup_of
-from ray_jobs.validation.book import NOW, PREFIX, WORK, Book, Next, checkpoints_there, choose_next, due_steps
+from ray_jobs.validation.book import LOCK, NOW, PREFIX, WORK, Book, Next, checkpoints_there, choose_next, due_steps
 from ray_jobs.validation.grids import draw_grid, draw_samples, folder_of
 from ray_jobs.validation.pairs import HeldOut
 
 log = logging.getLogger(__name__)
-ENDED, LOCK = f"{WORK}/ended", f"{WORK}/lock"
+ENDED = f"{WORK}/ended"
+"""Made when training has ended: the last checkpoint is there."""
 POLL_S = 0.5
 
 

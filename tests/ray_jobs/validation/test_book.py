@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
-from ray_jobs.validation.book import Book, checkpoints_there, choose_next, due_steps
+from ray_jobs.record.journal import replace_json
+from ray_jobs.validation.book import NOW, Book, checkpoints_there, choose_next, due_steps
+from ray_jobs.validation.told import doing
+from ray_jobs.validation.validator import alone
 
 
 def test_start_weights_every_checkpoint_and_the_last_one_are_due():
@@ -55,3 +58,14 @@ def test_checkpoints_that_are_not_complete_are_not_there(tmp_path: Path):
     for name in ("step-00000001", "step-00000003.partial"):
         (folder / name / "manifest.json").write_text('{"sha256": {"weights.safetensors": "1"}}')
     assert list(checkpoints_there(tmp_path)) == [1]
+
+
+def test_what_a_killed_validator_was_doing_is_not_told_as_if_it_still_did(tmp_path: Path):
+    def nobody_else() -> None:
+        raise AssertionError("the lock is taken")
+
+    assert doing(tmp_path) == ""
+    with alone(tmp_path, nobody_else):
+        replace_json(tmp_path / NOW, {"step": 1500, "doing": "measuring", "done": 8, "of": 64})
+        assert doing(tmp_path) == "update 1,500: measuring 8 of 64 pairs"
+    assert doing(tmp_path) == ""
