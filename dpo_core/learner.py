@@ -12,6 +12,7 @@ from dpo_core.ema import EMA
 from dpo_core.optim import clip, make_optimizer, make_schedule
 from dpo_core.policy import Policy
 from dpo_core.sharding import Sharding
+from dpo_core.spikes import SpikeGuard
 
 if TYPE_CHECKING:
     from dpo_core.training import TrainSection
@@ -33,12 +34,16 @@ class Learner:
         # Only rank 0 writes checkpoints and the model, so only it needs an average that is whole.
         decay = config.optim.ema_decay if context.rank == 0 or policy.sharding is not None else None
         self.ema = EMA(decay, policy.named_parameters()) if decay is not None else None
+        loop = config.loop
+        self.spikes = SpikeGuard(loop.spike_factor, loop.spike_window) if loop.spike_factor is not None else None
+        self.spiked = False
+        """Whether the last update was left out as a spike."""
         self.skipped = 0
-        """Updates so far that were left out because their gradient was not finite."""
+        """Updates so far that were left out because their gradient was not finite, or a spike."""
         self.skipped_in_a_row = 0
 
     def update(self) -> torch.Tensor:
-        """One update, or none where the gradient is not finite; the gradient's norm before clipping.
+        """One update, or none where the gradient is not finite or a spike; the gradient's norm before clipping.
 
         The gradient is the sum over all ranks, so every rank skips alike. In half precision the first updates are
         often skipped, until the scaler has found a scale that does not overflow.
@@ -53,15 +58,17 @@ class Learner:
             None if sharding is None else sharding.norm(self.policy.named_parameters()),
         )
         finite = bool(norm.isfinite())
-        if self.scaler.is_enabled() or finite:
+        self.spiked = finite and self.spikes is not None and self.spikes.judge(norm.item())
+        if not self.spiked and (self.scaler.is_enabled() or finite):
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update()
-        self.skipped += not finite
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        left_out = self.spiked or not finite
+        self.skipped += left_out
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if left_out else 0
         return norm
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -76,6 +83,8 @@ class Learner:
             "scaler": self.scaler.state_dict(),
             "skipped": [self.skipped, self.skipped_in_a_row],
         }
+        if self.spikes is not None:
+            parts["spikes"] = self.spikes.state()
         return parts | ({"ema": self._whole_average(self.ema)} if self.ema is not None else {})
 
     def _optimizer_state(self) -> dict[str, Any]:
@@ -103,6 +112,8 @@ class Learner:
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         self.skipped, self.skipped_in_a_row = state["skipped"]
+        if self.spikes is not None:
+            self.spikes.load_state(state["spikes"])
         if self.ema is not None:
             average = state["ema"]["average"]
             if sharding is not None:

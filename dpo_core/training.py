@@ -29,6 +29,7 @@ from dpo_core.resume import refuse_changed_maths
 from dpo_core.section import Section
 from dpo_core.shaping import ShapingSection
 from dpo_core.sharding import Sharding
+from dpo_core.spikes import SpikeFile
 from dpo_core.timesteps import AnyTimesteps, Uniform
 from dpo_core.update import Update
 
@@ -57,7 +58,12 @@ class LoopSection(Section):
     export_dtype: Precision = "fp32"
     """Precision of the exported weights."""
     max_skipped_in_a_row: int = Field(default=20, ge=0)
-    """End the run when the gradient of more updates than this in a row is not finite; each of them is skipped."""
+    """End the run when the gradient of more updates than this in a row is not finite, or a spike; each is skipped."""
+    spike_factor: float | None = Field(default=None, gt=1)
+    """Leave out an update whose gradient norm is more than this many times the median of those before it, such as 10;
+    null leaves none out. The pairs of each are written to ``spikes.jsonl``."""
+    spike_window: int = Field(default=50, ge=2)
+    """Of how many updates ``spike_factor`` takes the median; the first ones are never left out."""
     chosen_error_alarm: float = Field(default=0.05, ge=0)
     """Warn when the error of the chosen images stays above the reference's by more than this share of it."""
 
@@ -160,6 +166,8 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
         norm = learner.update()
 
         done = step + 1
+        if learner.spiked:
+            note_spike(done, norm.item(), micro_batches, learner, context)
         if learner.skipped_in_a_row > loop.max_skipped_in_a_row:
             give_up(done, micro_batches, learner, context)
         last = done == loop.max_steps
@@ -181,6 +189,8 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
             metrics |= {"train/lr": float(learner.schedule.get_last_lr()[0]), "train/grad_norm": norm.item()}
             metrics |= {f"train/{key}": value for key, value in device_memory(context.device).items()}
             metrics |= {"train/skipped_updates": learner.skipped, "data/quarantined": len(quarantine.records)}
+            if learner.spikes is not None:
+                metrics["train/spikes"] = learner.spikes.count
             metrics |= {f"data/quarantined/{why}": n for why, n in counts_by_reason(quarantine.records).items()}
             if file is not None:
                 file.append(done, metrics)
@@ -216,13 +226,33 @@ def tell_left_out(quarantine: Quarantine, plan: Plan) -> None:
         log.warning("%d of %d rows could not be used: %s", len(quarantine.records), plan.total, told_counts(reasons))
 
 
+def pairs_of_all_ranks(micro_batches: list[PairBatch], context: RunContext) -> list[str]:
+    """The ids of the pairs of one update."""
+    return [pair for part in context.gather([i for batch in micro_batches for i in batch.pair_ids]) for pair in part]
+
+
+def note_spike(step: int, norm: float, micro_batches: list[PairBatch], learner: Learner, context: RunContext) -> None:
+    """Write down which pairs were in an update that was left out."""
+    ids = pairs_of_all_ranks(micro_batches, context)
+    assert learner.spikes is not None
+    median = learner.spikes.median
+    assert median is not None
+    if context.rank == 0:
+        file = context.run_dir / "spikes.jsonl"
+        SpikeFile(file).append(step, norm, median, ids)
+        log.warning(
+            "update %d left out: gradient norm %.3g, median before it %.3g; pairs in %s", step, norm, median, file
+        )
+
+
 def give_up(step: int, micro_batches: list[PairBatch], learner: Learner, context: RunContext) -> NoReturn:
     """Write down which pairs were in the last update and end the run: it no longer learns anything."""
-    ids = [pair for part in context.gather([i for batch in micro_batches for i in batch.pair_ids]) for pair in part]
+    ids = pairs_of_all_ranks(micro_batches, context)
     file = context.run_dir / "not_finite.json"
     if context.rank == 0:
         file.write_text(json.dumps({"step": step, "pair_ids": ids}, indent=1) + "\n")
+    which = "not finite or a spike" if learner.spikes is not None else "not finite"
     raise ValueError(
-        f"the gradient was not finite in {learner.skipped_in_a_row} updates in a row, up to update {step}; the pairs "
-        f"of the last one are in {file}. Lower optim.lr, take another loop.precision, or look at those pairs."
+        f"the gradient was {which} in {learner.skipped_in_a_row} updates in a row, up to update {step}; the pairs of "
+        f"the last one are in {file}. Lower optim.lr, take another loop.precision, or look at those pairs."
     )
