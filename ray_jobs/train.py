@@ -22,7 +22,7 @@ from ray_jobs.config import run_verb, save_config
 from ray_jobs.progress import training_progress
 from ray_jobs.runlog import shown_log, written_log
 from ray_jobs.tracking import TrackingSection, track_run
-from ray_jobs.validation.launch import validated
+from ray_jobs.validation.launch import plan_row, validated
 from ray_jobs.validation.section import ValidationSection
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ def plan_rows(job: TrainJob) -> list[tuple[str, str]]:
         ("updates", f"{loop.max_steps:,} of {loop.global_batch_size} pairs = {epochs(job, plan):.2f} epochs"),
         ("accumulation", f"{-(-share // loop.worker_batch_size):.0f} forward passes per update and worker"),
         ("workers", "in this process" if job.cluster.num_workers == 0 else str(job.cluster.num_workers)),
+        *plan_row(job),
     ]
 
 

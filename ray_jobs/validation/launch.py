@@ -32,6 +32,7 @@ def validated(job: "TrainJob", run_dir: Path, plan: Plan, console: Console) -> I
     if not job.validation.enabled:
         yield
         return
+    check_prompts(job)
     (run_dir / WORK).mkdir(parents=True, exist_ok=True)
     (run_dir / ENDED).unlink(missing_ok=True)
     if job.validation.paths:
@@ -53,6 +54,28 @@ def validated(job: "TrainJob", run_dir: Path, plan: Plan, console: Console) -> I
     finally:
         worker.stop()
         teller.close()
+
+
+def check_prompts(job: "TrainJob") -> None:
+    """ValueError when images are asked for that this program does not know how to draw."""
+    if job.validation.prompts and job.policy.method == "ip_adapter":
+        raise ValueError(
+            "validation.prompts draws from text alone, which a model with an IP-Adapter does not do; leave it empty "
+            "and use `palate dreambench` for images"
+        )
+
+
+def plan_row(job: "TrainJob") -> list[tuple[str, str]]:
+    """What ``--dry-run`` tells of the validation; nothing when it is off."""
+    section = job.validation
+    if not section.enabled:
+        return []
+    check_prompts(job)
+    every = f"{section.every:,} updates" if section.every else "checkpoint"
+    parts = [f"{section.pairs} held-out pairs at {section.levels} noise levels"] if section.paths else []
+    parts += [f"{len(section.prompts)} images"] if section.prompts else []
+    where = "a process beside the training" if job.cluster.num_workers == 0 else "an actor on the cluster"
+    return [("validation", f"{' and '.join(parts)} at every {every}, by {where}")]
 
 
 def wait(worker: Worker, run_dir: Path, console: Console) -> str:

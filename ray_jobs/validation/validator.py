@@ -108,19 +108,15 @@ class Validator:
         row = {PREFIX + name: value for name, value in found.items()}
         chosen, setup, model = self.section.keep_best, self.book.setup, self.run_dir / WORK / "model"
         better = step > 0 and best.is_best(self.run_dir, chosen, setup, row)
-        if better or self._draws:
+        if better or self.section.prompts:
             bench.export(model, step, best.provenance_of(chosen, setup, step, row) if better else {})
-        images = {"grid": self._draw(model, step)} if self._draws else {}
+        images = {"grid": self._draw(model, step)} if self.section.prompts else {}
         if better:
             best.keep(self.run_dir, model)
         shutil.rmtree(model, ignore_errors=True)
         if (kept := best.picked(self.run_dir)) is not None:
             row |= {PREFIX + "best": kept["value"], PREFIX + "best_step": kept["step"]}
         self.book.append(step, weights=weights, **row, **images)
-
-    @property
-    def _draws(self) -> bool:
-        return bool(self.section.prompts) and self.job.policy.method != "ip_adapter"
 
     def _draw(self, model: Path, step: int) -> str:
         self._tell(step, "drawing", 0, len(self.section.prompts))

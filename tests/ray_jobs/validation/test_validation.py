@@ -2,20 +2,14 @@
 
 import base64
 import json
-import os
 import re
-import signal
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from rich.console import Console
@@ -26,38 +20,11 @@ from eval.provenance import training_of
 from ray_jobs.config import ConfigError, load_config
 from ray_jobs.run_page import write_page
 from ray_jobs.status import RunStatus
-from ray_jobs.train import TrainJob, run_training
+from ray_jobs.train import TrainJob, plan_rows, run_training
 from ray_jobs.validation.told import validation_rows
-from tests.ray_jobs.jobs import final_weights, kill_once_there, palate, write_job
-from tests.tiny_data import make_pairs
+from tests.ray_jobs.jobs import final_weights, write_job
+from tests.ray_jobs.validation_jobs import LEVELS, PAIRS, PROMPTS, SEED, STEPS, settings
 from tests.train_runs import same
-
-PAIRS, LEVELS, SEED, STEPS = 6, 5, 3, 4
-PROMPTS = ["a red cat", "two trees"]
-
-
-@pytest.fixture(scope="module")
-def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pairs 20 to 31 of a set of which 0 to 23 are trained on."""
-    folder = make_pairs(tmp_path_factory.mktemp("held-out"), 32, shards=1)
-    pq.write_table(pq.read_table(folder / "00000.parquet").slice(20), folder / "00000.parquet")
-    return folder
-
-
-def settings(held_out: Path) -> list[str]:
-    return [
-        "validation.enabled=true", f"validation.paths=[{held_out}]", f"validation.pairs={PAIRS}",
-        f"validation.seed={SEED}", f"validation.levels={LEVELS}", "validation.batch_size=4",
-        f"validation.prompts={json.dumps(PROMPTS)}", "validation.sampler.num_inference_steps=2",
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def validated(tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path, tiny_pairs: Path, held_out: Path) -> Path:
-    folder = tmp_path_factory.mktemp("validated")
-    config = write_job(folder, tiny_sd, tiny_pairs, steps=STEPS)
-    tracked = ["tracking.enabled=true", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"]
-    return run_training(load_config(TrainJob, config, [*settings(held_out), *tracked]), Console(quiet=True))
 
 
 def test_weights_are_the_same_bits_with_validation_and_without(validated, tmp_path, tiny_sd, tiny_pairs):
@@ -154,6 +121,22 @@ def test_validation_without_anything_to_do_is_refused(tmp_path, tiny_sd, tiny_pa
         load_config(TrainJob, write_job(tmp_path, tiny_sd, tiny_pairs), ["validation.enabled=true"])
 
 
+def test_images_by_an_ip_adapter_are_refused_before_anything_is_trained(tmp_path, tiny_sd, tiny_pairs, held_out):
+    parts = {"model": "adapter.bin", "image_encoder": "encoder"}
+    policy = [f"policy={json.dumps({'method': 'ip_adapter', 'ip_adapter': parts})}", "data.prompt_image=true"]
+    job = load_config(TrainJob, write_job(tmp_path, tiny_sd, tiny_pairs), [*settings(held_out), *policy])
+    with pytest.raises(ValueError, match=r"validation.prompts draws from text alone"):
+        run_training(job, Console(quiet=True))
+
+
+def test_a_dry_run_tells_what_will_be_validated(tmp_path, tiny_sd, tiny_pairs, held_out):
+    config = write_job(tmp_path, tiny_sd, tiny_pairs)
+    job = load_config(TrainJob, config, [*settings(held_out), "validation.every=500"])
+    told = "6 held-out pairs at 5 noise levels and 2 images at every update 500, by a process beside the training"
+    assert dict(plan_rows(job))["validation"] == told.replace("update 500", "500 updates")
+    assert "validation" not in dict(plan_rows(load_config(TrainJob, config, [])))
+
+
 def test_every_validated_step_has_images_of_every_prompt_and_a_grid_with_the_start_weights(validated):
     done = [row for row in validation_rows(validated) if "weights" in row]
     for columns, row in zip((1, *[2] * len(done)), done, strict=False):
@@ -184,74 +167,6 @@ def test_the_same_command_again_validates_nothing_twice(validated):
     job = load_config(TrainJob, validated / "config.yaml", [])
     run_training(job, Console(quiet=True))
     assert (validated / "validation.jsonl").read_bytes() == before
-
-
-def test_a_validation_that_fails_is_told_and_does_not_end_the_training(tmp_path, tiny_sd, tiny_pairs, held_out, capsys):
-    unreadable = tmp_path / "unreadable.parquet"
-    table = pq.read_table(held_out).slice(6)
-    for name in ("jpg_0", "jpg_1"):
-        broken = pa.array([b"no image"] * len(table), type=pa.binary())
-        table = table.set_column(table.column_names.index(name), name, broken)
-    pq.write_table(table, unreadable)
-    job = load_config(TrainJob, write_job(tmp_path, tiny_sd, tiny_pairs, steps=2), settings(unreadable))
-    folder = run_training(job)
-    assert (folder / "model" / "provenance.json").exists()
-    assert "validation of update 2 failed: ValueError: no held-out pair" in " ".join(capsys.readouterr().out.split())
-    facts = RunStatus.read(folder).facts()
-    assert facts["state"] == "finished"
-    assert "update 2: ValueError: no held-out pair can be read" in facts["validation failed"]
-
-
-@pytest.mark.slow
-def test_a_validator_that_is_killed_goes_on(tmp_path, tiny_sd, tiny_pairs, held_out):
-    config = write_job(tmp_path, tiny_sd, tiny_pairs, steps=3)
-    run = tmp_path / "runs" / "run"
-
-    def kill() -> None:
-        end = time.monotonic() + 100
-        while time.monotonic() < end and not validation_rows(run):
-            time.sleep(0.01)
-        os.kill(int((run / "validation" / "lock").read_text()), signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    run_training(load_config(TrainJob, config, settings(held_out)), Console(quiet=True))
-    killer.join()
-    rows = validation_rows(run)
-    steps = [row["step"] for row in rows if "weights" in row]
-    assert (steps[0], steps[-1]) == (0, 3)
-    assert len(set(steps)) == len(steps)
-    assert "Traceback" not in (run / "validation" / "log.txt").read_text()
-
-
-@pytest.mark.slow
-def test_a_validator_ends_when_its_training_was_killed_and_the_next_start_finishes_its_work(
-    tmp_path, tiny_sd, tiny_pairs, held_out
-):
-    config = write_job(tmp_path, tiny_sd, tiny_pairs, steps=6)
-    run = tmp_path / "runs" / "run"
-    job = yaml.safe_load(config.read_text())
-    job["validation"] = {"enabled": True, "paths": [str(held_out)], "pairs": PAIRS}
-    config.write_text(yaml.safe_dump(job))
-    kill_once_there(config, run / "checkpoints" / "step-00000002")
-    done = palate("train", "--config", config)
-    assert done.returncode == 0, done.stderr
-    rows = [row for row in validation_rows(run) if "weights" in row]
-    assert (rows[0]["step"], rows[-1]["step"]) == (0, 6)
-    assert len({row["step"] for row in rows}) == len(rows)
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_an_actor_validates_what_ray_workers_train(tmp_path, tiny_sd, tiny_pairs, held_out, validated):
-    config = write_job(tmp_path, tiny_sd, tiny_pairs, steps=STEPS, workers=1)
-    done = palate("train", "--config", config, *settings(held_out), "validation.cpus=0.25")
-    assert done.returncode == 0, done.stderr
-    rows = [row for row in validation_rows(tmp_path / "runs" / "run") if "weights" in row]
-    assert (rows[0]["step"], rows[-1]["step"]) == (0, STEPS)
-    alone = validation_rows(validated)[-1]
-    numbers = {name: value for name, value in alone.items() if name.startswith("validation/") and "best" not in name}
-    assert {name: rows[-1][name] for name in numbers} == pytest.approx(numbers, abs=1e-4)
 
 
 def test_the_best_checkpoint_is_kept_as_a_model_with_the_number_that_picked_it(validated):
