@@ -133,6 +133,17 @@ def test_refused_metric_name_does_not_hold_up_the_others(
     assert "refused 1 things, first metric train/lo$$" in capsys.readouterr().err
 
 
+def test_samples_of_the_machine_reach_the_store_under_the_names_of_its_charts(
+    client: MlflowClient, run_dir: Path
+) -> None:
+    (run_dir / "tracking").mkdir()
+    line = {"step": 3, "time": 1_700_000_000.5, "system/cpu_utilization_percentage": 12.5}
+    (run_dir / "tracking" / "system.jsonl").write_text(json.dumps(line) + "\n")
+    with track_run(TrackingSection(), run_dir):
+        pass
+    assert history(client, run_dir, "system/cpu_utilization_percentage") == [(3, 12.5, 1_700_000_000_500)]
+
+
 def test_error_ends_the_run_as_failed_and_passes_through(client: MlflowClient, run_dir: Path) -> None:
     with pytest.raises(ZeroDivisionError), track_run(TrackingSection(), run_dir):
         raise ZeroDivisionError
