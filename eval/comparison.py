@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 
 from eval import stats
-from eval.pairing import Key, Table, by_prompt, difference, level, mean_interval_of, prompt_deltas, win_tables
+from eval.pairing import (
+    Key,
+    PromptKey,
+    Table,
+    by_prompt,
+    difference,
+    level,
+    mean_interval_of,
+    prompt_deltas,
+    win_tables,
+)
 from eval.plan import ComparisonPlan
 from eval.prompts import Prompt
 from eval.prompts.overlap import Overlap
@@ -43,6 +53,8 @@ class Comparison:
     published: list[Published]
     blank: dict[str, int]
     scores: list[dict[str, Any]] = field(repr=False)
+    unit: str = "prompt"
+    """What every count and interval is over: prompts, or the subjects of photos."""
 
     @property
     def headline(self) -> Metric:
@@ -92,10 +104,14 @@ def compare_scores(
     Raises ValueError if a model lacks an image that the baseline has.
     """
     prompts = list(prompts)
+    units = _units(plan, prompts)
     tables: dict[str, dict[str, Table]] = {}
     for row in scores:
         by_model = tables.setdefault(f"{row['scorer']}/{row['column']}", {})
-        key: Key = (row.get("prompt_set") or plan.sets[0], row["prompt_index"], row["seed"])
+        label: str = row.get("prompt_set") or plan.sets[0]
+        index: int = row["prompt_index"]
+        image = (index, row["seed"]) if units else row["seed"]
+        key: Key = (label, units.get((label, index), index), image)
         by_model.setdefault(row["model"], {})[key] = row["score"]
     metrics = [
         Metric(
@@ -144,8 +160,18 @@ def compare_scores(
         published=published_rows(plan, metrics, bases or {}),
         blank={name: len({row["file"] for row in scores if row["model"] == name and row["blank"]}) for name in names},
         scores=list(scores),
+        unit=plan.unit,
     )
-    return replace(found, groups=_groups(plan, prompts, found.headline, of_metric[found.headline.key]))
+    return replace(found, groups=_groups(plan, prompts, units, found.headline, of_metric[found.headline.key]))
+
+
+def _units(plan: ComparisonPlan, prompts: Sequence[Prompt]) -> dict[PromptKey, int]:
+    """Prompt -> the first prompt of its subject, where subjects are the unit; else nothing."""
+    first: dict[tuple[str, str], int] = {}
+    if plan.photos is None:
+        return {}
+    subjects = {(prompt.set, prompt.index): (prompt.set, prompt.tags["subject"]) for prompt in prompts}
+    return {key: first.setdefault(subject, key[1]) for key, subject in subjects.items()}
 
 
 def _is_share(table: dict[str, Table]) -> bool:
@@ -202,12 +228,20 @@ def _agreements(
     return found
 
 
-def _groups(plan: ComparisonPlan, prompts: Sequence[Prompt], headline: Metric, table: dict[str, Table]) -> list[Group]:
+def _groups(
+    plan: ComparisonPlan,
+    prompts: Sequence[Prompt],
+    units: dict[PromptKey, int],
+    headline: Metric,
+    table: dict[str, Table],
+) -> list[Group]:
     members: dict[tuple[str, str, str], set[tuple[str, int]]] = {}
     for prompt in prompts:
         label = prompt.set or plan.sets[0]
         for group, value in (prompt.tags | plan.scorers[0].tags(prompt.text)).items():
-            members.setdefault((label, group, value), set()).add((label, prompt.index))
+            members.setdefault((label, group, value), set()).add(
+                (label, units.get((label, prompt.index), prompt.index))
+            )
     means = {model: by_prompt(table.get(model, {})) for model in plan.models}
     groups = []
     for (label, group, value), inside in sorted(members.items()):

@@ -3,13 +3,16 @@
 ``evaluate`` does it on this machine, one model after the other; a cluster runs :func:`draw_and_score` on pieces.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from eval.adapters import shown
 from eval.comparison import Comparison, compare_scores
+from eval.dreambench import reference_files
 from eval.generate import SamplerSection, make_missing, plan_images
 from eval.manifest import write_manifest
 from eval.parts import score_missing
@@ -19,7 +22,7 @@ from eval.prompts.overlap import find_overlap
 from eval.provenance import training_of
 from eval.score import write_scores
 from eval.scorers.base import ScoreFunction, Scorer
-from eval.sources import Source, find_source, image_rows
+from eval.sources import Adapter, Source, find_source, image_rows
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,13 @@ def plan_work(plan: ComparisonPlan, resolve: Callable[[str], str] = str) -> Work
             model,
             lora=plan.loras[name].path if name in plan.loras else None,
             scale=plan.loras[name].scale if name in plan.loras else 1.0,
+            adapter=_adapter(plan, name),
+            photos_scale=plan.photos.scale if plan.photos else None,
             resolve=resolve,
         )
         for name, model in plan.models.items()
     }
+    photos = photos_of(plan, prompts)
     samplers: dict[str, SamplerSection] = {}
     rows: dict[str, list[dict[str, Any]]] = {}
     weights = {name: source.weights for name, source in sources.items()}
@@ -78,20 +84,60 @@ def plan_work(plan: ComparisonPlan, resolve: Callable[[str], str] = str) -> Work
             rows[name] = image_rows(name, source, prompts, plan.seeds)
             continue
         samplers[name] = plan.sampler.for_model(source.pipeline_folder)
-        rows[name] = [
-            row
-            for label in plan.sets
-            for row in plan_images(
+        rows[name] = []
+        for label in plan.sets:
+            mine = [prompt for prompt in prompts if prompt.set == label]
+            names = [prompt.text for prompt in mine]
+            seen = [_contents(photos[label, prompt.index]) for prompt in mine] if source.adapter else None
+            rows[name] += plan_images(
                 name,
                 weights[name],
-                [prompt.text for prompt in prompts if prompt.set == label],
+                names,
                 plan.seeds,
                 samplers[name],
-                indices=[prompt.index for prompt in prompts if prompt.set == label],
+                indices=[prompt.index for prompt in mine],
                 prompt_set=label,
+                photos=seen,
             )
-        ]
+    for row in (row for mine in rows.values() for row in mine):
+        if photos:
+            row["references"] = photos[row["prompt_set"], row["prompt_index"]]
     return Work(plan, prompts, sources, samplers, rows, weights)
+
+
+def photos_of(plan: ComparisonPlan, prompts: Sequence[Prompt]) -> dict[tuple[str, int], list[str]]:
+    """(Prompt set, index) -> the photos of the prompt's subject, empty if the plan names none.
+
+    Raises ValueError for a prompt without a subject, or a subject without photos.
+    """
+    if plan.photos is None:
+        return {}
+    if without := [prompt for prompt in prompts if "subject" not in prompt.tags]:
+        raise ValueError(
+            f"photos: {without[0].text!r} of {without[0].set} has no subject; allowed: sets like dreambench"
+        )
+    subjects = dict.fromkeys(prompt.tags["subject"] for prompt in prompts)
+    files = reference_files(plan.photos.references, plan.photos.setting, subjects)
+    return {
+        (prompt.set, prompt.index): [str(file.resolve()) for file in files[prompt.tags["subject"]]]
+        for prompt in prompts
+    }
+
+
+def _adapter(plan: ComparisonPlan, name: str) -> Adapter | None:
+    laid = plan.adapters.get(name)
+    if laid is None or plan.photos is None:
+        return None
+    return Adapter(laid.path, laid.image_encoder, plan.photos.scale if laid.scale is None else laid.scale)
+
+
+def _contents(files: Sequence[str]) -> list[str]:
+    return [_content(file) for file in files]
+
+
+@lru_cache(maxsize=1024)
+def _content(file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
 def draw_and_score(piece: Piece, scorers: Sequence[Scorer], out: str | Path, device: str) -> list[dict[str, Any]]:
@@ -100,7 +146,13 @@ def draw_and_score(piece: Piece, scorers: Sequence[Scorer], out: str | Path, dev
     if missing:
         if piece.sampler is None:
             raise ValueError(f"image {missing[0]['file']} is gone")
-        make_missing(pipeline_of(piece.source, piece.sampler.dtype, device), missing, piece.sampler, out)
+        pipeline = pipeline_of(piece.source, piece.sampler.dtype, device)
+        if piece.source.adapter is None:
+            make_missing(pipeline, missing, piece.sampler, out)
+        else:
+            photos = [tuple(row["references"]) for row in missing]
+            with shown(pipeline, photos, piece.sampler.guidance_scale > 1) as more:
+                make_missing(pipeline, missing, piece.sampler, out, more)
     return [
         row
         for scorer in scorers

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from eval.comparison import Comparison
-from eval.pairing import Key, PromptKey
+from eval.pairing import PromptKey
 from eval.scorers.base import rgb
 
 SMALL = 128
@@ -22,6 +22,10 @@ SAMPLE, EXTREMES = 24, 12
 """Prompts drawn at random, and prompts at either extreme of each model."""
 BUDGET = 3_600_000
 """Characters that the images of a page may take; what does not fit is left out, evenly from all grids."""
+
+
+ImageKey = tuple[str, int, int]
+"""(prompt set, index of the prompt in it, seed)."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def galleries(comparison: Comparison, out_dir: str | Path) -> list[Grid]:
     """
     headline = comparison.headline
     rivals = [name for name in comparison.models if name != comparison.baseline]
-    table: dict[str, dict[Key, dict[str, Any]]] = {name: {} for name in comparison.models}
+    table: dict[str, dict[ImageKey, dict[str, Any]]] = {name: {} for name in comparison.models}
     for row in comparison.scores:
         if (row["scorer"], row["column"]) == (headline.scorer, headline.column):
             label = row.get("prompt_set") or comparison.main_set
@@ -120,7 +124,7 @@ def galleries(comparison: Comparison, out_dir: str | Path) -> list[Grid]:
 
 def _row(
     comparison: Comparison,
-    table: dict[str, dict[Key, dict[str, Any]]],
+    table: dict[str, dict[ImageKey, dict[str, Any]]],
     key: PromptKey,
     seed: int,
     gain: float,

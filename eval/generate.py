@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,18 +115,22 @@ def plan_images(
     *,
     indices: Sequence[int] | None = None,
     prompt_set: str = "",
+    photos: Sequence[Sequence[str]] | None = None,
 ) -> list[dict[str, Any]]:
     """The manifest of a job before any image exists: one row per prompt and seed.
 
-    ``weights`` is :func:`eval.models.model_hash`; ``indices`` are the prompts' places in their set (default 0, 1, ...).
+    ``weights`` is :func:`eval.models.model_hash`; ``indices`` are the prompts' places in their set (default 0, 1, ...);
+    ``photos`` are names of what each prompt is shown beside its text, by their content.
     The file name holds a hash of all an image depends on, so changed weights or settings never reuse an old file.
     """
     settings = sampler.model_dump()
     of_image = {name: value for name, value in settings.items() if name != "batch_size"}
     rows = []
-    for index, prompt, mine in zip(indices or range(len(prompts)), prompts, seeds_of(prompts, seeds), strict=True):
+    shown = photos or [()] * len(prompts)
+    numbers = seeds_of(prompts, seeds)
+    for index, prompt, mine, seen in zip(indices or range(len(prompts)), prompts, numbers, shown, strict=True):
         for seed in mine:
-            identity = json.dumps([weights, prompt, seed, of_image], sort_keys=True)
+            identity = json.dumps([weights, prompt, seed, of_image, *([list(seen)] if seen else [])], sort_keys=True)
             short = hashlib.sha256(identity.encode()).hexdigest()[:10]
             rows.append(
                 {
@@ -156,10 +160,17 @@ def seeds_of(prompts: Sequence[str], seeds: Sequence[int]) -> list[list[int]]:
     return result
 
 
-def make_missing(pipeline: Any, rows: Sequence[dict[str, Any]], sampler: SamplerSection, out_dir: str | Path) -> int:
+def make_missing(
+    pipeline: Any,
+    rows: Sequence[dict[str, Any]],
+    sampler: SamplerSection,
+    out_dir: str | Path,
+    more: Callable[[Sequence[dict[str, Any]]], dict[str, Any]] | None = None,
+) -> int:
     """Draw the images of ``rows`` that are not in ``out_dir`` yet; returns how many were drawn.
 
     A file is written aside and renamed, so a present file is a whole one. The pipeline's scheduler is replaced.
+    ``more``: rows of a batch -> what else the pipeline is called with (:func:`eval.adapters.shown`).
     """
     use_scheduler(pipeline, sampler.scheduler)
     missing = [row for row in rows if not (Path(out_dir) / row["file"]).is_file()]
@@ -174,6 +185,7 @@ def make_missing(pipeline: Any, rows: Sequence[dict[str, Any]], sampler: Sampler
             negative_prompt=sampler.negative_prompt,
             height=sampler.height,
             width=sampler.width,
+            **(more(batch) if more else {}),
         )
         for row, image in zip(batch, images, strict=True):
             target = Path(out_dir) / row["file"]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+ADAPTER_FILE = "ip_adapter.safetensors"
 PROVENANCE = "provenance.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -22,7 +23,8 @@ def load_pipeline(
     """A diffusers pipeline ready to generate: on ``device`` in ``dtype``, no safety checker, no progress bars.
 
     ``folder`` is a diffusers folder, a hub id, or a LoRA folder (``pytorch_lora_weights.safetensors`` beside a
-    ``provenance.json`` whose ``base_model`` names the model under it; ``base`` says where that lies now if elsewhere).
+    ``provenance.json`` whose ``base_model`` names the model under it; ``base`` says where that lies now if elsewhere),
+    or an IP-Adapter folder, of which this loads the base (:func:`eval.adapters.attach` puts the adapter in).
     The safety checker is left out because it replaces images by black ones, which would still get scores.
 
     Raises ValueError if there is no such model or the dtype is unknown.
@@ -30,31 +32,43 @@ def load_pipeline(
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
     torch_dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
-    if is_lora(folder):
+    if is_laid_on(folder):
         pipeline = _load_full(str(base or base_model(folder)), torch_dtype)
         if denoiser := _base_denoiser(folder):
             _replace_denoiser(pipeline, denoiser, torch_dtype)
+    else:
+        pipeline = _load_full(str(folder), torch_dtype)
+    if is_lora(folder):
         pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
-    else:
-        pipeline = _load_full(str(folder), torch_dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
 
 def is_lora(folder: str | Path) -> bool:
-    """Does the folder hold an adapter (and no whole pipeline)?"""
+    """Does the folder hold a LoRA (and no whole pipeline)?"""
     path = Path(folder)
     return (path / LORA_FILE).is_file() and not (path / "model_index.json").is_file()
 
 
+def is_laid_on(folder: str | Path) -> bool:
+    """Does the folder hold only what is laid on a base: a LoRA or an IP-Adapter?"""
+    return is_lora(folder) or is_ip_adapter(folder)
+
+
+def is_ip_adapter(folder: str | Path) -> bool:
+    """Does the folder hold an IP-Adapter that training has exported (and no whole pipeline)?"""
+    path = Path(folder)
+    return (path / ADAPTER_FILE).is_file() and not (path / "model_index.json").is_file()
+
+
 def base_model(folder: str | Path) -> str:
-    """The model a LoRA folder belongs on, read from its ``provenance.json``."""
+    """The model a LoRA or adapter folder belongs on, read from its ``provenance.json``."""
     path = Path(folder) / PROVENANCE
     if not path.is_file():
         raise ValueError(
-            f"LoRA folder {str(folder)!r} has no {PROVENANCE}, so its base model is unknown; "
+            f"folder {str(folder)!r} has no {PROVENANCE}, so its base model is unknown; "
             "give the base model or export the run again"
         )
     named = json.loads(path.read_text()).get("base_model")
@@ -86,17 +100,18 @@ def _replace_denoiser(pipeline: Any, source: str, dtype: torch.dtype) -> None:
 def model_hash(folder: str | Path, *, base: str | Path | None = None) -> str:
     """Names the exact weights: sha256 over names and bytes of a folder's JSON and weight files (first 16 hex digits).
 
-    A LoRA's hash includes its base. A hub id gives ``<id>@<commit>`` of the local copy, ``<id>@unknown`` without one.
+    That of a LoRA or adapter includes its base. A hub id gives ``<id>@<commit>`` of the local copy, ``<id>@unknown``
+    without one.
     """
     path = Path(folder)
     if not path.is_dir():
         return _hub_name(str(folder))
     digest = hashlib.sha256()
-    if is_lora(folder):
+    if is_laid_on(folder):
         digest.update(model_hash(base or base_model(folder)).encode())
         if denoiser := _base_denoiser(folder):
             digest.update(model_hash(denoiser).encode())
-        files = [path / LORA_FILE]
+        files = [path / (LORA_FILE if is_lora(folder) else ADAPTER_FILE)]
     else:
         files = sorted(f for f in path.rglob("*") if f.suffix in {".json", ".safetensors", ".bin", ".txt"})
         files = [f for f in files if f.name != PROVENANCE]

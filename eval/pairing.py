@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from eval import stats
 from eval.results import Difference, Level, Metric
 
-Key = tuple[str, int, int]
-"""(prompt set, index of the prompt in it, seed)."""
+Key = tuple[str, int, int | tuple[int, int]]
+"""(prompt set, index of the prompt in it, seed); of a subject: (prompt set, its first prompt, (index, seed))."""
 PromptKey = tuple[str, int]
 Table = dict[Key, float]
 """The scores of one model on one metric."""

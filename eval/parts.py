@@ -34,6 +34,7 @@ def score_missing(
         scorer.model_dump(mode="json"),
         repr(identity),
         [[row[name] for name in ("model", "prompt_index", "seed", "file", "weights", "prompt")] for row in rows],
+        *([[row.get("references") for row in rows]] if scorer.needs_references else []),
     ]
     name = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:20]
     file = Path(out_dir) / FOLDER / f"{name}.parquet"

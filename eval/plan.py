@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from eval.dreambench import SCALES, SettingName
 from eval.presets import PlannedSampler
 from eval.prompts import Prompt, Split, load_prompt_set, set_label
 from eval.scorers import AnyScorer
@@ -22,6 +23,30 @@ class LoRASection(Section):
     """How much of it; 0 is the model without it."""
 
 
+class AdapterSection(Section):
+    """An IP-Adapter that is laid on a model."""
+
+    path: str
+    """A file, or a file on the hub as owner/name/path/in/it.safetensors."""
+    image_encoder: str
+    """The CLIP vision model it reads: a folder, or a folder on the hub as owner/name/path/in/it."""
+    scale: float | None = None
+    """Weight of the photos; null takes the setting's."""
+
+
+class PhotosSection(Section):
+    """Photos of subjects: what IP-Adapters are shown, and what DINO and CLIP-I compare with."""
+
+    references: str
+    """Folder with `<subject>/NN.jpg`, as github.com/google/dreambooth has them. All prompts must have subjects."""
+    setting: SettingName = "original"
+    """original: all photos of a subject, scale 0.78; kosmosg: one photo, scale 0.65."""
+
+    @property
+    def scale(self) -> float:
+        return SCALES[self.setting]
+
+
 class ComparisonPlan(Section):
     """Every model draws the same prompts from the same start noise with the same sampler; then all are scored."""
 
@@ -33,6 +58,10 @@ class ComparisonPlan(Section):
     """The control arm, usually SFT on the chosen images: the others are measured against it too."""
     loras: dict[str, LoRASection] = {}
     """Name of a model above -> LoRA laid on it. (A LoRA folder that names its base can be a model itself.)"""
+    adapters: dict[str, AdapterSection] = {}
+    """Name of a model above -> IP-Adapter laid on it. (An adapter folder that training exported is a model itself.)"""
+    photos: PhotosSection | None = None
+    """Photos of the prompts' subjects, for `dreambench`; null where there are none."""
     prompts: list[str] = Field(default=["shapes_heldout"], min_length=1)
     """Prompt sets by name, file, folder or hub id; the first one makes the headline."""
     limit: int | None = Field(default=None, ge=1)
@@ -59,6 +88,11 @@ class ComparisonPlan(Section):
         return list(range(self.seed, self.seed + self.images_per_prompt))
 
     @property
+    def unit(self) -> str:
+        """What is resampled: prompts, or with photos their subjects, whose prompts share the photos."""
+        return "prompt" if self.photos is None else "subject"
+
+    @property
     def sets(self) -> list[str]:
         """The labels of the prompt sets."""
         return [set_label(name) for name in self.prompts]
@@ -82,9 +116,12 @@ class ComparisonPlan(Section):
         for name in self.models:
             if not name or not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
                 raise ValueError(f"model name {name!r} becomes a folder name; allowed: letters, digits, '-', '_', '.'")
-        strange = sorted(self.loras.keys() - self.models.keys())
-        if strange:
-            raise ValueError(f"loras: {', '.join(strange)} is none of the models; allowed: {', '.join(self.models)}")
+        for field, names in (("loras", self.loras.keys()), ("adapters", self.adapters.keys())):
+            if strange := sorted(names - self.models.keys()):
+                allowed = ", ".join(self.models)
+                raise ValueError(f"{field}: {', '.join(strange)} is none of the models; allowed: {allowed}")
+        if self.adapters and self.photos is None:
+            raise ValueError("adapters: an IP-Adapter is shown photos: set `photos.references`")
         for what, names in (("scorers", [scorer.label for scorer in self.scorers]), ("prompts", self.sets)):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
@@ -104,14 +141,16 @@ def protocol(plan: ComparisonPlan, prompts: Sequence[Prompt], samplers: dict[str
         for label in plan.sets
     }
     drawn = {json.dumps({k: v for k, v in s.items() if k != "batch_size"}, sort_keys=True) for s in samplers.values()}
-    facts = {
+    facts: dict[str, Any] = {
         "prompts": texts,
         "images_per_prompt": plan.images_per_prompt,
         "seed": plan.seed,
         "samplers": [json.loads(text) for text in sorted(drawn)],
         "scorers": [scorer.model_dump(mode="json") for scorer in plan.scorers],
-        "unit": "prompt; images of a prompt are averaged first",
+        "unit": f"{plan.unit}; images of a {plan.unit} are averaged first",
         "noise": "sha256 of seed and prompt, CPU generator of each image",
     }
+    if plan.photos is not None:
+        facts["photos"] = plan.photos.setting
     whole = json.dumps(facts, sort_keys=True).encode()
     return facts | {"hash": hashlib.sha256(whole).hexdigest()[:16]}

@@ -7,8 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.adapters import adapter_name, attach, trained_encoder
 from eval.generate import seeds_of
-from eval.models import LORA_FILE, base_model, is_lora, load_pipeline, model_hash
+from eval.models import (
+    ADAPTER_FILE,
+    LORA_FILE,
+    base_model,
+    is_ip_adapter,
+    is_laid_on,
+    load_pipeline,
+    model_hash,
+)
 from eval.prompts import Prompt
 from eval.prompts.files import SUFFIXES, normalized, read_prompts, read_rows
 
@@ -17,19 +26,32 @@ FILE_COLUMNS = ("file", "file_name", "image", "path")
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """An IP-Adapter, what it reads photos with, and how much they weigh."""
+
+    file: str
+    image_encoder: str
+    scale: float
+
+
+@dataclass(frozen=True)
 class Source:
-    """A model of a comparison, found. ``base`` is what lies under a LoRA folder, ``lora`` one that is laid on top."""
+    """A model of a comparison, found. ``base`` is what lies under a LoRA or adapter folder, ``lora`` and ``adapter``
+    what is laid on top."""
 
     folder: str
     base: str | None = None
     lora: str | None = None
     scale: float = 1.0
+    adapter: Adapter | None = None
 
     @property
     def is_images(self) -> bool:
         """Is it a folder of images that were made elsewhere?"""
         path = Path(self.folder)
-        return path.is_dir() and not (path / "model_index.json").is_file() and not is_lora(path) and _has_images(path)
+        return (
+            path.is_dir() and not (path / "model_index.json").is_file() and not is_laid_on(path) and _has_images(path)
+        )
 
     @property
     def pipeline_folder(self) -> str:
@@ -45,13 +67,16 @@ class Source:
                 digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
             return f"images-{digest.hexdigest()[:16]}"
         whole = model_hash(self.folder, base=self.base)
-        if self.lora is None:
-            return whole
-        laid = f"{whole} {_lora_name(self.lora)} {self.scale:g}"
-        return hashlib.sha256(laid.encode()).hexdigest()[:16]
+        if self.lora is not None:
+            laid = f"{whole} {_lora_name(self.lora)} {self.scale:g}"
+            whole = hashlib.sha256(laid.encode()).hexdigest()[:16]
+        if self.adapter is not None:
+            laid = f"{whole} {adapter_name(self.adapter.file, self.adapter.image_encoder, self.adapter.scale)}"
+            whole = hashlib.sha256(laid.encode()).hexdigest()[:16]
+        return whole
 
     def load(self, device: str = "cpu", dtype: str = "float32") -> Any:
-        """The pipeline (:func:`eval.models.load_pipeline`) with its LoRA in the weights."""
+        """The pipeline (:func:`eval.models.load_pipeline`) with its LoRA in the weights and its IP-Adapter."""
         pipeline = load_pipeline(self.folder, device, dtype, base=self.base)
         if self.lora is not None:
             path = Path(self.lora)
@@ -63,21 +88,37 @@ class Source:
                 raise ValueError(f"cannot lay the LoRA {self.lora!r} on {self.folder!r}: {error}") from error
             pipeline.fuse_lora(lora_scale=self.scale)
             pipeline.unload_lora_weights()
+        if self.adapter is not None:
+            attach(pipeline, self.adapter.file, self.adapter.image_encoder, self.adapter.scale)
         return pipeline
 
 
 def find_source(
-    model: str, *, lora: str | None = None, scale: float = 1.0, resolve: Callable[[str], str] = str
+    model: str,
+    *,
+    lora: str | None = None,
+    scale: float = 1.0,
+    adapter: Adapter | None = None,
+    photos_scale: float | None = None,
+    resolve: Callable[[str], str] = str,
 ) -> Source:
-    """The source that a name in a plan means; ``resolve`` knows names that are no paths. Folders become absolute."""
+    """The source that a name in a plan means; ``resolve`` knows names that are no paths. Folders become absolute.
+
+    ``adapter`` is an IP-Adapter that is laid on; a folder of one brings its own, with photos at ``photos_scale``.
+    Raises ValueError for such a folder if nothing says its encoder, or there are no photos to show it.
+    """
 
     def place(name: str) -> str:
         folder = resolve(name)
         return str(Path(folder).resolve()) if Path(folder).exists() else folder
 
     folder = place(model)
-    base = place(base_model(folder)) if is_lora(folder) else None
-    return Source(folder, base, place(lora) if lora else None, scale)
+    base = place(base_model(folder)) if is_laid_on(folder) else None
+    if is_ip_adapter(folder) and adapter is None:
+        if photos_scale is None:
+            raise ValueError(f"{model!r} is an IP-Adapter, which is shown photos: set `photos.references`")
+        adapter = Adapter(str(Path(folder) / ADAPTER_FILE), trained_encoder(folder), photos_scale)
+    return Source(folder, base, place(lora) if lora else None, scale, adapter)
 
 
 def image_rows(name: str, source: Source, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[dict[str, Any]]:

@@ -7,11 +7,11 @@ FEW = 30
 """Prompts below which intervals are rough."""
 
 
-def verdict(difference: Difference, metric: Metric, *, prompt_set: str = "") -> str:
+def verdict(difference: Difference, metric: Metric, *, prompt_set: str = "", unit: str = "prompt") -> str:
     """One plain sentence. A winner is only named if the difference is shown; ``prompt_set`` is added if given."""
     d, where = difference, f" of {prompt_set}" if prompt_set else ""
     numbers = f"{amount(d.delta, metric)} [{amount(d.low, metric, bare=True)}, {amount(d.high, metric, bare=True)}]"
-    rate = f"wins {d.win_rate:.0%} [{d.win_low:.0%}, {d.win_high:.0%}] of {d.prompts} prompts{where} (ties count half)"
+    rate = f"wins {d.win_rate:.0%} [{d.win_low:.0%}, {d.win_high:.0%}] of {d.prompts} {unit}s{where} (ties count half)"
     if not d.shown:
         told = ""
         if d.p_adjusted is not None and (d.low > 0 or d.high < 0):
@@ -33,7 +33,10 @@ def verdict(difference: Difference, metric: Metric, *, prompt_set: str = "") -> 
 def verdicts(comparison: Comparison) -> list[str]:
     """A sentence for every contrast on the headline metric, the first prompt set and the baseline first."""
     several = len(comparison.sets) > 1
-    return [verdict(d, comparison.headline, prompt_set=d.prompt_set if several else "") for d in comparison.headlines()]
+    return [
+        verdict(d, comparison.headline, prompt_set=d.prompt_set if several else "", unit=comparison.unit)
+        for d in comparison.headlines()
+    ]
 
 
 def improved(comparison: Comparison, model: str) -> bool:
@@ -72,7 +75,7 @@ def cautions(comparison: Comparison) -> list[str]:
         said.append(f"The images of {', '.join(elsewhere)} were made elsewhere, from noise that is not known.")
     fewest = min((d.prompts for d in comparison.differences if d.metric in metrics), default=FEW)
     if fewest < FEW:
-        said.append(f"{fewest} prompts are few: intervals are rough, and only large differences can show.")
+        said.append(f"{fewest} {comparison.unit}s are few: intervals are rough, and only large differences can show.")
     return said
 
 

@@ -53,8 +53,8 @@ def compare(job: EvaluateJob, console: Console | None = None) -> Comparison:
 
 
 def locate(model: str) -> Source:
-    """Where a model lies, and the base under it if it is a LoRA."""
-    return find_source(model, resolve=resolve_model)
+    """Where a model lies, and the base under it if it is a LoRA or an IP-Adapter."""
+    return find_source(model, resolve=resolve_model, photos_scale=1.0)
 
 
 def report(
@@ -106,7 +106,8 @@ def plan_rows(job: EvaluateJob) -> list[tuple[str, str]]:
         source = locate(model)
         kind = "images made elsewhere" if source.is_images else None
         laid = f"LoRA {job.loras[name].path} at {job.loras[name].scale:g}" if name in job.loras else None
-        rows.append((f"model {name}", " on ".join(filter(None, [laid, source.folder, source.base, kind]))))
+        shown = f"IP-Adapter {job.adapters[name].path}" if name in job.adapters else None
+        rows.append((f"model {name}", " on ".join(filter(None, [shown, laid, source.folder, source.base, kind]))))
     return rows
 
 

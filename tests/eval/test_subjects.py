@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.subjects import SubjectSection, draw_subjects, given, load_subject_pipeline, mean_tokens, projected, view
+from eval.adapters import given, mean_tokens, projected, view
+from eval.subjects import SubjectSection, draw_subjects, load_subject_pipeline
 from tests.tiny_ip_adapter import make_tiny_ip_adapter
 
 PHOTOS = Path(__file__).parents[1] / "assets" / "dreambench"
@@ -34,7 +35,7 @@ def test_one_photo_gives_what_diffusers_makes_of_it(section, pipeline):
         ours = pipeline(
             ["a red can"],
             generator=torch.Generator().manual_seed(1),
-            ip_adapter_image_embeds=[given(tokens, 1, True)],
+            ip_adapter_image_embeds=[given([tokens], True)],
             **settings,
         ).images
     states, nothing = pipeline.encode_image(photo_pixels(photo), "cpu", 1, True)
