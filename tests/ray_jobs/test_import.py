@@ -14,11 +14,12 @@ from dpo_core.data.quarantine import read_quarantine
 from dpo_core.data.schema import SCHEMA
 from dpo_core.data.sources import AnySource, HPDv3, PickAPic
 from dpo_core.data.sources.filters import FilterSection, SplitSection
+from ray_jobs import cli
 from ray_jobs import import_pairs as verb
 from ray_jobs.cluster import ClusterSection
-from ray_jobs.config import load_config
+from ray_jobs.config import load_config, save_config
 from ray_jobs.import_pairs import ImportJob, import_pairs
-from ray_jobs.shards import shard_files
+from ray_jobs.shards import read_record, shard_files
 from tests import source_sets
 from tests.source_sets import JPEGS
 from tests.tiny_data import make_pairs
@@ -33,10 +34,18 @@ def rows_of(folder: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("make", source_sets.ALL, ids=lambda make: make.__name__)
-def test_every_source_gives_the_pairs_it_holds_and_they_can_be_trained_on(make, tmp_path: Path):
+def test_every_source_gives_the_pairs_it_holds_and_they_can_be_trained_on(make, tmp_path: Path, capsys):
     (tmp_path / "in").mkdir()
     given = make(tmp_path / "in")
-    record = import_pairs(ImportJob(source=given.source, out=str(tmp_path / "out")), QUIET)
+    job = ImportJob(source=given.source, out=str(tmp_path / "out"))  # type: ignore[arg-type]
+    save_config(job, tmp_path / "job.yaml")
+    command = ["import", "--config", str(tmp_path / "job.yaml")]
+    assert cli.main([*command, "--dry-run"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert " ".join(given.source.expects.split()) in shown
+    assert not (tmp_path / "out").exists()
+    assert cli.main(command) == 0
+    record = read_record(tmp_path / "out")
     rows = rows_of(tmp_path / "out")
     assert [(row["caption"], row["jpg_0"], row["jpg_1"], row["label_0"]) for row in rows] == given.pairs
     assert {name: [row[name] for row in rows] for name in given.columns} == given.columns

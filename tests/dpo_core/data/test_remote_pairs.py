@@ -78,6 +78,20 @@ def test_one_row_fetches_its_row_group_and_only_the_columns_asked_for(here, web)
     assert web.bytes == fetched
 
 
+def test_a_resumed_run_fetches_what_is_left_and_nothing_it_has_consumed(here, web):
+    far = section(f"{web.url}/*.parquet").model_copy(update={"lanes": 1, "window": 1})
+    plan = Plan.build(far)
+
+    def fetched(start: int) -> int:
+        web.bytes = 0
+        take(step_batches(plan, far, SHARE, start), 3 - start)  # an epoch are three steps of two row groups each
+        return web.bytes
+
+    whole, last = fetched(0), fetched(2)
+    assert 0.9 < whole / sum(file.stat().st_size for file in here.iterdir()) < 1.3
+    assert last == pytest.approx(whole / 3, rel=0.1)
+
+
 def test_a_server_that_fails_for_a_moment_does_not_stop_a_run(here, web, monkeypatch):
     monkeypatch.setattr(locations.time, "sleep", lambda seconds: None)
     far = section(f"{web.url}/*.parquet")
