@@ -81,6 +81,8 @@ def validation_facts(run_dir: Path) -> dict[str, str]:
         facts["held out"] = ", ".join(words)
     if (kept := picked(run_dir)) is not None:
         facts["best"] = f"update {kept['step']:,} in {FOLDER}/: {kept['name'].replace('_', ' ')} {kept['value']:.4g}"
+    if (grid := newest_grid(run_dir)) is not None:
+        facts["samples"] = str(grid)
     if now := doing(run_dir):
         facts["validating"] = now
     done = {row["step"] for row in measured}

@@ -41,8 +41,7 @@ class Validator:
         self.section = self.job.validation
         self.held_out = HeldOut.load(run_dir) if self.section.paths else None
         self.book = Book(run_dir, setup_of(self.job, self.held_out))
-        on_gpu = torch.cuda.is_available() and self.section.gpus != 0
-        self.device = torch.device("cuda" if on_gpu else "cpu")
+        self.device = device_for(self.section.gpus, torch.cuda.device_count(), on_ray=self.job.cluster.num_workers > 0)
         self.bench: Bench | None = None
         self.failed: set[int] = set()
 
@@ -135,6 +134,16 @@ class Validator:
     def _check_wanted(self) -> None:
         if not self.wanted():
             raise Orphaned
+
+
+def device_for(asked: float | None, there: int, *, on_ray: bool) -> torch.device:
+    """Where to validate, of ``there`` visible GPUs. A training without Ray is on the first one, which is only shared
+    when that is asked for: a training that finds no memory left would end."""
+    if on_ray:
+        return torch.device("cuda" if there else "cpu")
+    if asked == 0 or there == 0 or (asked is None and there == 1):
+        return torch.device("cpu")
+    return torch.device("cuda", 1 if there > 1 else 0)
 
 
 @contextmanager

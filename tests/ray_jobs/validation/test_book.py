@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from ray_jobs.record.journal import replace_json
 from ray_jobs.validation.book import NOW, Book, checkpoints_there, choose_next, due_steps
 from ray_jobs.validation.told import doing
-from ray_jobs.validation.validator import alone
+from ray_jobs.validation.validator import alone, device_for
 
 
 def test_start_weights_every_checkpoint_and_the_last_one_are_due():
@@ -69,3 +71,19 @@ def test_what_a_killed_validator_was_doing_is_not_told_as_if_it_still_did(tmp_pa
         replace_json(tmp_path / NOW, {"step": 1500, "doing": "measuring", "done": 8, "of": 64})
         assert doing(tmp_path) == "update 1,500: measuring 8 of 64 pairs"
     assert doing(tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "on_ray", "device"),
+    [
+        (None, 0, False, "cpu"),
+        (None, 1, False, "cpu"),
+        (None, 2, False, "cuda:1"),
+        (0.5, 1, False, "cuda:0"),
+        (0, 2, False, "cpu"),
+        (None, 1, True, "cuda"),
+        (0, 0, True, "cpu"),
+    ],
+)
+def test_the_only_gpu_is_shared_with_a_training_when_that_is_asked_for(asked, there, on_ray, device):
+    assert str(device_for(asked, there, on_ray=on_ray)) == device

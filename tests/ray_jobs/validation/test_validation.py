@@ -193,6 +193,7 @@ def test_status_and_page_show_the_held_out_numbers_the_best_checkpoint_and_the_n
     row, facts = validation_rows(validated)[-1], status.facts()
     assert facts["held out"].startswith(f"update {STEPS}, implicit accuracy {row['validation/implicit_accuracy']:.4g} ")
     assert facts["best"].startswith(f"update {row['validation/best_step']} in best/: implicit accuracy")
+    assert facts["samples"] == str(validated / row["grid"])
     page = write_page(status).read_text()
     assert page.count("<svg") == 4
     assert base64.b64encode((validated / row["grid"]).read_bytes()).decode() in page
