@@ -11,6 +11,7 @@ MAY_CHANGE = {
     "loop.keep_checkpoints",
     "loop.log_every",
     "loop.max_skipped_in_a_row",
+    "loop.mirror",
     "loop.worker_batch_size",
     "policy.sharding",
 }

@@ -20,6 +20,7 @@ from dpo_core.families import DTYPES, SD15, AnyFamily, Precision, weights_hash
 from dpo_core.learner import Learner
 from dpo_core.ledger import Ledger, LedgerFile
 from dpo_core.metrics import MetricsFile, RunningMeans, device_memory
+from dpo_core.mirror import Mirror, mirrored
 from dpo_core.noise import NoiseSection
 from dpo_core.objectives import DPO, AnyObjective
 from dpo_core.optim import OptimSection
@@ -55,6 +56,9 @@ class LoopSection(Section):
     """Updates between two checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """How many of the newest checkpoints to keep."""
+    mirror: str | None = None
+    """Where a copy of the run folder is kept up beside the training, such as s3://bucket/runs; an empty run folder goes
+    on from there. A URL of fsspec without credentials, or a path; null keeps none."""
     export_dtype: Precision = "fp32"
     """Precision of the exported weights."""
     max_skipped_in_a_row: int = Field(default=20, ge=0)
@@ -110,8 +114,17 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
     ``plan`` says which pairs there are, ``batches`` delivers them. Leaves ``metrics.jsonl``, ``quarantine.parquet``,
     ``ledger.jsonl``, ``checkpoints/`` and the exported ``model/`` in the run folder; False without the model, when the
     context asked the run to stop before its end. Raises ValueError when the checkpoint was made with a config or data
-    that would change the mathematics, when too many pairs cannot be read, and when gradients stay infinite.
+    that would change the mathematics, when too many pairs cannot be read, when gradients stay infinite, and when
+    ``loop.mirror`` cannot be read and there is nothing to go on from.
     """
+    with mirrored(config.loop.mirror, context, name, config.loop.keep_checkpoints) as mirror:
+        return train_on(config, context, plan, batches, name, mirror)
+
+
+def train_on(
+    config: TrainSection, context: RunContext, plan: Plan, batches: Batches, name: str, mirror: Mirror | None
+) -> bool:
+    """`train` on what is in the run folder; ``mirror`` of rank 0 is told of what is new there."""
     loop, objective = config.loop, config.objective
     record = config.model_dump(mode="json", include=set(TrainSection.model_fields)) | {"data_sha256": plan.fingerprint}
     check_encoder(plan, config.family)
@@ -200,6 +213,8 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
             state = TrainingState(done, policy.state(), parts, record)
             if context.rank == 0:
                 save_checkpoint(checkpoints, state, loop.keep_checkpoints)
+                if mirror is not None:
+                    mirror.notify()
         if request == "stop" and not last:
             log.warning("asked to stop: checkpoint after update %d of %d", done, loop.max_steps)
             return False

@@ -56,7 +56,7 @@ def find(location: str, suffixes: Sequence[str]) -> list[str]:
         if os.path.isdir(location):
             return sorted(str(file) for file in Path(location).rglob("*") if file.is_file() and _wanted(file, suffixes))
         return sorted(file for file in glob.glob(location, recursive=True) if os.path.isfile(file))
-    system, path = _system(location)
+    system, path = file_system(location)
     is_http = location.startswith("http")
     # In a web address ? begins a query, and every address that answers looks like a file.
     if any(sign in location for sign in ("*[" if is_http else "*?[")):
@@ -77,7 +77,7 @@ def open_binary(location: str, *, whole: bool = True) -> Any:
     """
     if not is_url(location):
         return open(os.path.expanduser(location), "rb")
-    system, path = _system(location)
+    system, path = file_system(location)
     if isinstance(system, ArrowFSWrapper):
         return tried(lambda: system.fs.open_input_file(path), location)
     # Parquet is read in ranges: what lies between them must not be fetched.
@@ -103,7 +103,7 @@ def read_bytes(location: str, limit: int) -> bytes:
     if not is_url(location):
         with open_binary(location) as file:
             return file.read(limit)
-    system, path = _system(location)
+    system, path = file_system(location)
 
     def read() -> bytes:
         with system.open(path, "rb") as file:
@@ -116,7 +116,7 @@ def size(location: str) -> int:
     """Bytes; -1 where a server does not tell. Raises as `open_binary` does."""
     if not is_url(location):
         return os.path.getsize(os.path.expanduser(location))
-    system, path = _system(location)
+    system, path = file_system(location)
     told = tried(lambda: system.size(path), location)
     return -1 if told is None else int(told)
 
@@ -159,7 +159,9 @@ def _wanted(file: str | Path, suffixes: Sequence[str]) -> bool:
     return not name.startswith(".") and name.lower().endswith(tuple(suffixes))
 
 
-def _system(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def file_system(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """What reads and writes ``location``, and its path there. Raises ValueError for a protocol that is not known or not
+    installed."""
     protocol, _, path = location.partition("://")
     if protocol == "s3":
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
