@@ -62,8 +62,8 @@ class ValidationSection(Section):
     cpus: float = Field(default=0.5, gt=0)
     """CPUs that the validation actor holds on a Ray cluster."""
     gpus: float | None = Field(default=None, ge=0)
-    """GPUs that it holds. null takes a whole one where the cluster has more of them than workers, else none. Without Ray
-    (cluster.num_workers=0), null takes the machine's second one; more than 0 shares the only one with the training,
+    """GPUs that it holds. null takes a whole one where the cluster has more of them than workers, else none. Without
+    Ray (cluster.num_workers=0), null takes the machine's second one; more than 0 shares the only one with the training,
     which then has less memory."""
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ LONGEST_S, HANGING_S = 1.0, 3600.0
 
 
 class SlowDoor:
-    """A TCP door to a server: each connection waits ``delay_s`` before a byte goes through."""
+    """A TCP door to a server: what comes from outside waits ``delay_s`` before it goes through."""
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -40,15 +40,21 @@ class SlowDoor:
             threading.Thread(target=self._through, args=(visitor,), daemon=True).start()
 
     def _through(self, visitor: socket.socket) -> None:
-        time.sleep(self.delay_s)
+        self._wait()
         inside = socket.create_connection(("127.0.0.1", self.target))
-        for one, other in ((visitor, inside), (inside, visitor)):
-            threading.Thread(target=_pump, args=(one, other), daemon=True).start()
+        threading.Thread(target=_pump, args=(visitor, inside, self._wait), daemon=True).start()
+        threading.Thread(target=_pump, args=(inside, visitor, lambda: None), daemon=True).start()
+
+    def _wait(self) -> None:
+        start = time.monotonic()
+        while time.monotonic() - start < self.delay_s:
+            time.sleep(0.02)
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def _pump(source: socket.socket, sink: socket.socket, wait: Callable[[], None]) -> None:
     try:
         while data := source.recv(65536):
+            wait()
             sink.sendall(data)
         sink.shutdown(socket.SHUT_WR)
     except OSError:
