@@ -1,17 +1,20 @@
-"""Weights, gradients and optimiser state shared out among the ranks (FSDP2), for models that do not fit otherwise."""
+"""Weights, gradients and optimiser state shared out among the ranks (FSDP2), for models that do not fit otherwise.
+
+Its libraries are imported where they are needed: they cost as much time as torch itself.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
 from dpo_core.context import RunContext
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 class Sharding:
@@ -25,6 +28,8 @@ class Sharding:
 
     def __init__(self, context: RunContext) -> None:
         """Raises ValueError when the ranks have no process group in common."""
+        from torch.distributed.device_mesh import init_device_mesh
+
         if not dist.is_initialized() or dist.get_world_size() != context.world_size:
             raise ValueError(
                 f"policy.sharding: full needs a torch process group of all {context.world_size} ranks, and whatever "
@@ -42,6 +47,8 @@ class Sharding:
 
         Blocks are those that diffusers says must stay together, and the rest.
         """
+        from torch.distributed.fsdp import fully_shard
+
         network.to(memory_format=torch.contiguous_format)  # parts of channels-last weights cannot be put together
         names = set(network._no_split_modules or ())
         blocks = [module for module in network.modules() if type(module).__name__ in names]
@@ -109,6 +116,8 @@ class Sharding:
         like = self.named.get(name)
         if like is None or part.ndim == 0:
             return part
+        from torch.distributed.tensor import DTensor
+
         joined = DTensor.from_local(
             part.detach(), self.mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
         )
