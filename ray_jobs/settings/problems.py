@@ -48,9 +48,9 @@ def _line(schema: type[BaseModel], error: ErrorDetails) -> tuple[str, str]:
     reason = error["msg"].replace("Input should be", "must be")
     if kind == "extra_forbidden":
         return path, f"{path} = {shown(value)}: {_unknown_key(schema, place)}"
-    if kind == "missing":
+    if kind == "missing" and len(shape.variants(place.annotation)) < 2:
         return path, f"{path}: is required but not given; allowed: {allowed}"
-    if kind == "union_tag_not_found":
+    if kind in ("missing", "union_tag_not_found"):
         return tag_path, f"{tag_path}: is required but not given; allowed: {', '.join(words)}"
     if kind == "union_tag_invalid":
         tag = value.get(shape.TAG) if isinstance(value, Mapping) else value

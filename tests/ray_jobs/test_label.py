@@ -229,6 +229,11 @@ def test_a_scorer_that_cannot_judge_pairs_is_refused_in_one_line(tmp_path, capsy
     assert message in capsys.readouterr().err
 
 
+def test_a_scorer_that_is_not_given_is_asked_for_with_those_there_are(capsys):
+    assert main([]) == 2
+    assert "scorer.kind: is required but not given; allowed: shapes, pickscore" in capsys.readouterr().err
+
+
 def test_the_dry_run_tells_images_and_writes_nothing(tmp_path, capsys):
     pairs = colour_pairs(tmp_path / "pairs", 5, labels=[1, 0, 0.5, float("nan"), 1])
     words = [f"data.paths=[{pairs}]", f"out={tmp_path / 'out'}", "scorer.kind=shapes", "--dry-run"]
