@@ -10,6 +10,8 @@ was trained from it against the embedded one; both draw from equal noise.
     python -m tests.benchmarks.blind blind 0 100      runs 0 to 99; those there are kept, so it can be done in pieces
     python -m tests.benchmarks.blind seeing 0 20      or, with a model that was trained: seeing 0 20 runs/demo/dpo/model
     python -m tests.benchmarks.blind summary
+    python -m tests.benchmarks.blind redrawn 2000     runs put together from the scores of those: for every prompt two
+                                                      of its images by chance, one for either side
 """
 
 import json
@@ -17,6 +19,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
 
 from dpo_core.embedded import resolve_model
@@ -26,21 +30,22 @@ from eval.generate import SamplerSection, make_missing, plan_images
 from eval.models import load_pipeline
 from eval.plan import ComparisonPlan
 from eval.prompts import load_prompts
+from eval.stats import mean_interval, sign_flip_p
 from eval.verdict import verdicts
 
 OUT = Path("runs/blind")
-BLIND_PROMPTS, SEEING_PROMPTS = 72, 144
+PROMPTS = 72
 DAMAGE = 0.3
 """Standard deviation of the noise on each weight, in standard deviations of its tensor."""
 SETTINGS = {"scheduler": "dpmpp", "num_inference_steps": 12, "guidance_scale": 5.0}
 
 
-def plan_of(models: dict[str, str], prompts: int, seed: int) -> ComparisonPlan:
+def plan_of(models: dict[str, str], seed: int) -> ComparisonPlan:
     return ComparisonPlan.model_validate(
         {
             "models": models,
             "prompts": "shapes_heldout",
-            "limit": prompts,
+            "limit": PROMPTS,
             "seed": seed,
             "sampler": {**SETTINGS, "batch_size": 36},
             "scorers": [{"kind": "shapes"}],
@@ -51,7 +56,7 @@ def plan_of(models: dict[str, str], prompts: int, seed: int) -> ComparisonPlan:
 def draw_side(pipeline, folder: Path, seed: int) -> None:
     """A folder of images and their prompts, as if it had come from somewhere else."""
     sampler = SamplerSection(**SETTINGS, batch_size=36)
-    prompts = load_prompts("shapes_heldout", BLIND_PROMPTS)
+    prompts = load_prompts("shapes_heldout", PROMPTS)
     rows = plan_images("side", "embedded", prompts, [seed], sampler)
     make_missing(pipeline, rows, sampler, folder)
     lines = [json.dumps({"file": row["file"], "prompt": row["prompt"]}) for row in rows]
@@ -63,13 +68,13 @@ def blind_run(pipeline, run: int) -> Comparison:
     for side in (0, 1):
         draw_side(pipeline, folder / f"side{side}", 2 * run + side)
     models = {"base": str(folder / "side0"), "same": str(folder / "side1")}
-    return evaluate(plan_of(models, BLIND_PROMPTS, 0), folder / "result")
+    return evaluate(plan_of(models, 0), folder / "result")
 
 
 def seeing_run(kind: str, run: int, better: str | None) -> Comparison:
     embedded = resolve_model("embedded")
     models = {"base": str(damaged_copy()) if better is None else embedded, "better": better or embedded}
-    return evaluate(plan_of(models, SEEING_PROMPTS, 10_000 + run), OUT / "images" / f"{kind}-{run}")
+    return evaluate(plan_of(models, 10_000 + run), OUT / "images" / f"{kind}-{run}")
 
 
 def damaged_copy() -> Path:
@@ -126,9 +131,29 @@ def summary() -> None:
         print(f"   mean delta {sum(row['delta'] for row in rows) / len(rows):+.4f}")
 
 
+def redrawn(runs: int) -> None:
+    """Every scored image of the blind runs came from one model, so any two of a prompt can meet."""
+    scores: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for file in sorted(OUT.glob("images/blind-*/result/scores.parquet")):
+        for row in pq.read_table(file, columns=["column", "prompt_index", "score"]).to_pylist():
+            scores[row["column"]][row["prompt_index"]].append(row["score"])
+    for column, share in (("correct", True), ("score", False), ("quality", False)):
+        table = np.array(list(scores[column].values()))
+        rng, tested, zero, both = np.random.default_rng(0), 0, 0, 0
+        for _ in range(runs):
+            one, other = np.array([rng.choice(row, 2, replace=False) for row in table]).T
+            low, high = mean_interval(one - other, bound=1.0 if share else None)
+            small, out = sign_flip_p(one - other, resamples=999) < 0.05, low > 0 or high < 0
+            tested, zero, both = tested + small, zero + out, both + (small and out)
+        found = f"p < 0.05 in {tested / runs:.1%}, interval without zero {zero / runs:.1%}, both {both / runs:.1%}"
+        print(f"shapes/{column}, {table.shape[1]} images of {len(table)} prompts: {found}")
+
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["summary"]:
         summary()
+    elif len(sys.argv) == 3 and sys.argv[1] == "redrawn":
+        redrawn(int(sys.argv[2]))
     elif len(sys.argv) in (4, 5) and sys.argv[1] in ("blind", "seeing"):
         work(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
     else:
