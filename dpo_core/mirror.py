@@ -15,7 +15,7 @@ from dpo_core.data.locations import file_system
 
 log = logging.getLogger(__name__)
 
-RECORDS = ("config.yaml", "metrics.jsonl", "ledger.jsonl", "quarantine.parquet", "spikes.jsonl")
+RECORDS = ("config.yaml", "metrics.jsonl", "ledger.jsonl", "quarantine.parquet", "spikes.jsonl", "validation.jsonl")
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 """Between two attempts on a storage that does not answer; doubled from the first to the longest."""
 START_LIMIT_S = 60.0
@@ -50,7 +50,7 @@ def mirrored(url: str | None, context: RunContext, name: str, keep: int) -> Iter
 
 
 class Mirror:
-    """Keeps ``url`` like the run folder: checkpoints, records and the exported model.
+    """Keeps ``url`` like the run folder: checkpoints, records and the exported models.
 
     One thread sends what is new, in order, the manifest of a checkpoint last, so that it is complete or none. What
     fails is tried again until it succeeds; a checkpoint that the run itself has deleted meanwhile is passed over.
@@ -119,8 +119,9 @@ class Mirror:
         for folder in sorted((self.run_dir / "checkpoints").glob("step-????????")):
             if (folder / MANIFEST).exists():  # or it is just being deleted
                 items.append((f"checkpoints/{folder.name}", _files(folder, MANIFEST)))
-        if (self.run_dir / "model").exists():
-            items.append(("model", _files(self.run_dir / "model", "provenance.json")))
+        for model in ("model", "best"):
+            if (self.run_dir / model).exists():
+                items.append((model, _files(self.run_dir / model, "provenance.json")))
         return items
 
     def _send(self) -> None:

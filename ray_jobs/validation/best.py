@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,25 @@ def picked(run_dir: Path) -> dict[str, Any] | None:
         return None
 
 
-def is_best(run_dir: Path, section: BestSection, setup: str, row: dict[str, float]) -> bool:
-    """Whether a checkpoint with these numbers is better than the one that is kept.
+def is_best(
+    run_dir: Path, section: BestSection, setup: str, row: dict[str, float], earlier: Sequence[dict[str, Any]]
+) -> bool:
+    """Whether a checkpoint with these numbers is better than the one that is kept, or than all ``earlier`` rows.
 
-    One that was picked by another metric, or on other held-out pairs, cannot be compared and gives way.
+    The rows count where nothing is kept: on a machine that has the run from object storage, the best one may be there.
+    A model that was picked by another metric, or on other held-out pairs, cannot be compared and gives way.
     """
-    if section.metric is None or PREFIX + section.metric not in row:
+    name = PREFIX + str(section.metric)
+    if name not in row:
         return False
-    kept, value = picked(run_dir), row[PREFIX + section.metric]
-    if kept is None or (kept["name"], kept["mode"], kept["setup"]) != (section.metric, section.mode, setup):
+    kept = picked(run_dir)
+    if kept is None:
+        values = [before[name] for before in earlier if before["step"] > 0 and name in before]
+    elif (kept["name"], kept["mode"], kept["setup"]) == (section.metric, section.mode, setup):
+        values = [kept["value"]]
+    else:
         return True
-    return value > kept["value"] if section.mode == "max" else value < kept["value"]
+    return all(row[name] > value if section.mode == "max" else row[name] < value for value in values)
 
 
 def provenance_of(section: BestSection, setup: str, step: int, row: dict[str, float]) -> dict[str, Any]:

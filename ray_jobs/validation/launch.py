@@ -11,6 +11,7 @@ from rich.console import Console
 
 from dpo_core.data.plan import Plan
 from dpo_core.metrics import read_complete_rows
+from dpo_core.mirror import END_LIMIT_S, Mirror
 from dpo_core.stopping import stop_asked
 from ray_jobs.validation.book import FILE, WORK
 from ray_jobs.validation.pairs import HeldOut, held_out_data
@@ -51,9 +52,20 @@ def validated(job: "TrainJob", run_dir: Path, plan: Plan, console: Console) -> I
             if told:
                 said = f"validation: {told}. The training is complete and does not depend on it."
                 console.print(said, style="bold red", markup=False, soft_wrap=True)
+            send(job, run_dir, console)
     finally:
         worker.stop()
         teller.close()
+
+
+def send(job: "TrainJob", run_dir: Path, console: Console) -> None:
+    """Bring what came after the end of the training to the run's copy in object storage, where it has one."""
+    if job.loop.mirror is None:
+        return
+    with console.status("uploading what validation found"):
+        mirror = Mirror(f"{job.loop.mirror.rstrip('/')}/{job.run.name}", run_dir, job.loop.keep_checkpoints)
+        if missing := mirror.finish(END_LIMIT_S):
+            console.print(f"not in {mirror.url}: {', '.join(missing)}", style="yellow", markup=False, soft_wrap=True)
 
 
 def check_prompts(job: "TrainJob") -> None:

@@ -106,7 +106,7 @@ class Validator:
         found = bench.measure(lambda pairs: self._tell(step, "measuring", pairs, bench.pairs))
         row = {PREFIX + name: value for name, value in found.items()}
         chosen, setup, model = self.section.keep_best, self.book.setup, self.run_dir / WORK / "model"
-        better = step > 0 and best.is_best(self.run_dir, chosen, setup, row)
+        better = step > 0 and best.is_best(self.run_dir, chosen, setup, row, self.book.rows())
         if better or self.section.prompts:
             bench.export(model, step, best.provenance_of(chosen, setup, step, row) if better else {})
         images = {"grid": self._draw(model, step)} if self.section.prompts else {}

@@ -33,23 +33,29 @@ def step_of(run: Path) -> Any:
 def test_only_a_better_checkpoint_replaces_the_best_and_an_equal_one_does_not(tmp_path, mode, value, better):
     section = BestSection(metric="chosen_error", mode=mode)
     keep(tmp_path, model(tmp_path, section, 1, 0.6))
-    assert is_best(tmp_path, section, "a", {"validation/chosen_error": value}) is better
+    assert is_best(tmp_path, section, "a", {"validation/chosen_error": value}, []) is better
 
 
 def test_the_first_checkpoint_is_the_best_so_far(tmp_path):
-    assert is_best(tmp_path, MOST, "a", {"validation/implicit_accuracy": 0.1})
+    assert is_best(tmp_path, MOST, "a", {"validation/implicit_accuracy": 0.1}, [])
 
 
 def test_no_metric_and_no_number_keep_nothing(tmp_path):
-    assert not is_best(tmp_path, BestSection(metric=None), "a", {"validation/implicit_accuracy": 0.9})
-    assert not is_best(tmp_path, MOST, "a", {})
+    assert not is_best(tmp_path, BestSection(metric=None), "a", {"validation/implicit_accuracy": 0.9}, [])
+    assert not is_best(tmp_path, MOST, "a", {}, [])
 
 
 def test_a_best_model_that_was_picked_by_something_else_gives_way(tmp_path):
     keep(tmp_path, model(tmp_path, MOST, 1, 0.9))
-    assert is_best(tmp_path, MOST, "other held-out pairs", {"validation/implicit_accuracy": 0.1})
+    assert is_best(tmp_path, MOST, "other held-out pairs", {"validation/implicit_accuracy": 0.1}, [])
     margin = BestSection(metric="margin")
-    assert is_best(tmp_path, margin, "a", {"validation/margin": -1.0})
+    assert is_best(tmp_path, margin, "a", {"validation/margin": -1.0}, [])
+
+
+def test_a_better_one_that_only_the_rows_know_is_not_replaced(tmp_path):
+    rows = [{"step": 0, "validation/implicit_accuracy": 0.9}, {"step": 1, "validation/implicit_accuracy": 0.6}]
+    assert not is_best(tmp_path, MOST, "a", {"validation/implicit_accuracy": 0.6}, rows)
+    assert is_best(tmp_path, MOST, "a", {"validation/implicit_accuracy": 0.7}, rows)
 
 
 def test_a_crash_between_the_two_renames_loses_no_model(tmp_path):

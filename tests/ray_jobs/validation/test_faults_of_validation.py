@@ -76,6 +76,17 @@ def test_a_validator_ends_when_its_training_was_killed_and_the_next_start_finish
 
 
 @pytest.mark.slow
+def test_what_comes_after_the_end_of_the_training_reaches_the_copy_in_object_storage(
+    tmp_path, tiny_sd, tiny_pairs, held_out
+):
+    config = write_job(tmp_path, tiny_sd, tiny_pairs, steps=2)
+    job = load_config(TrainJob, config, [*settings(held_out), f"loop.mirror={(tmp_path / 'far').as_uri()}"])
+    run, far = run_training(job, Console(quiet=True)), tmp_path / "far" / "run"
+    names = ["validation.jsonl", *(f"best/{file.relative_to(run / 'best')}" for file in (run / "best").rglob("*.*"))]
+    assert [name for name in names if (far / name).read_bytes() != (run / name).read_bytes()] == []
+
+
+@pytest.mark.slow
 def test_a_stop_waits_for_no_validation(tmp_path, tiny_sd, tiny_pairs, held_out):
     config = write_job(tmp_path, tiny_sd, tiny_pairs, steps=300)
     run = tmp_path / "runs" / "run"
