@@ -142,10 +142,14 @@ class Mirror:
         *others, last = files
         if others:
             self._remove(self._far(last))  # what is overwritten must not pass for complete meanwhile
+        for folder in {self._far(file).rpartition("/")[0]: None for file in files}:
+            self._system.makedirs(folder, exist_ok=True)
         for file in files:
             far = self._far(file)
-            self._system.makedirs(far.rpartition("/")[0], exist_ok=True)
+            size = file.stat().st_size
             self._system.put_file(str(file), far)
+            if others and self._system.info(far)["size"] != size:
+                raise OSError(f"{file.name} did not arrive whole")
 
     def _is_there(self, name: str, files: list[Path]) -> bool:
         """Whether an earlier process has sent this checkpoint or model: the file that completes it is the same."""
@@ -153,9 +157,10 @@ class Mirror:
 
     def _prune(self) -> None:
         """Delete what is older than the newest ``keep`` complete checkpoints there, and what never became complete."""
-        complete = [name for name in self._steps() if self._read(f"{self._root}/checkpoints/{name}/{MANIFEST}")]
-        for name in self._steps():
-            if name not in complete[-self.keep :]:
+        steps = self._steps()
+        complete = [name for name in steps if self._read(f"{self._root}/checkpoints/{name}/{MANIFEST}")]
+        for name in steps:
+            if name not in complete[-self.keep :] and f"checkpoints/{name}" not in dict(self._items()):
                 folder = f"{self._root}/checkpoints/{name}"
                 self._remove(f"{folder}/{MANIFEST}")  # first: what is half deleted must not pass for complete
                 with suppress(FileNotFoundError):  # a folder without a file is none in object storage
