@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dpo_core.context import RunContext
+
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 
@@ -94,29 +96,65 @@ def flush(path: Path) -> None:
 
 def load_latest(folder: Path) -> TrainingState | None:
     """The newest intact checkpoint, or None. A damaged one is named in the log and the one before it is taken."""
+    path = newest_intact(folder)
+    return read_checkpoint(path) if path is not None else None
+
+
+def load_agreed(folder: Path, context: RunContext) -> TrainingState | None:
+    """`load_latest` on every rank alike: rank 0 looks for it and verifies it, the others read what it has found.
+
+    Raises ValueError on a rank that does not see it.
+    """
+    found = newest_intact(folder) if context.rank == 0 else None
+    name = context.gather(None if found is None else found.name)[0]
+    if name is None:
+        return None
+    try:
+        return read_checkpoint(folder / name)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"rank {context.rank} does not see {folder / name}, from which rank 0 goes on; the run folder must be one "
+            "that every node sees under the same path"
+        ) from error
+
+
+def newest_intact(folder: Path) -> Path | None:
+    """The newest checkpoint whose files match its manifest; damaged ones are named in the log."""
     for path in sorted(folder.glob("step-????????"), reverse=True):
         try:
-            return load_checkpoint(path)
+            verify(path)
         except (OSError, ValueError, KeyError) as error:
             log.warning("checkpoint %s is damaged and is passed over: %s", path, error)
+        else:
+            return path
     return None
 
 
 def is_intact(path: Path) -> bool:
     """Whether every file of a checkpoint matches its manifest."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        return all(sha256(path / name) == expected for name, expected in manifest["sha256"].items())
+        verify(path)
     except (OSError, ValueError, KeyError):
         return False
+    return True
 
 
 def load_checkpoint(path: Path) -> TrainingState:
     """Read one checkpoint; ValueError when a file does not match its manifest."""
-    manifest = json.loads((path / MANIFEST).read_text())
-    for name, expected in manifest["sha256"].items():
+    verify(path)
+    return read_checkpoint(path)
+
+
+def verify(path: Path) -> None:
+    """Raises ValueError, KeyError or OSError where a checkpoint is not what its manifest says."""
+    for name, expected in json.loads((path / MANIFEST).read_text())["sha256"].items():
         if sha256(path / name) != expected:
             raise ValueError(f"{name} does not match the sha256 in {MANIFEST}")
+
+
+def read_checkpoint(path: Path) -> TrainingState:
+    """Read one checkpoint that is known to be intact."""
+    manifest = json.loads((path / MANIFEST).read_text())
     return TrainingState(
         step=manifest["step"],
         weights=load_file(path / "weights.safetensors"),

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from pydantic import Field, model_validator
 
-from dpo_core.checkpoint import TrainingState, load_latest, save_checkpoint
+from dpo_core.checkpoint import TrainingState, load_agreed, save_checkpoint
 from dpo_core.context import RunContext
 from dpo_core.data.batches import PairBatch, Share
 from dpo_core.data.encoder import check_encoder
@@ -149,7 +149,7 @@ def train_on(
 
     checkpoints = context.run_dir / "checkpoints"
     start = 0
-    saved = load_latest(checkpoints)
+    saved = load_agreed(checkpoints, context)
     if saved is not None:
         refuse_changed_maths(saved.config, record)
         policy.load_state(saved.weights)

@@ -1,12 +1,17 @@
 import resource
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 
-from dpo_core.checkpoint import TrainingState, load_latest, save_checkpoint
+from dpo_core import checkpoint
+from dpo_core.checkpoint import TrainingState, load_agreed, load_latest, save_checkpoint
 from tests.fault_table import attempt
+from tests.train_runs import Ranks, ThreadContext
 
 
 def state(step: int) -> TrainingState:
@@ -87,3 +92,37 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole_and_nothing_of_the_new_o
     loaded = load_latest(tmp_path)
     assert loaded is not None
     assert loaded.step == 2
+
+
+def on_two_ranks(*folders: Path) -> list[TrainingState | ValueError | None]:
+    """What each rank loads, in a folder of its own if there are two."""
+    ranks = Ranks(2)
+
+    def load(rank: int) -> TrainingState | ValueError | None:
+        try:
+            return load_agreed(folders[rank % len(folders)], ThreadContext(ranks, rank, folders[0]))
+        except ValueError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(load, range(2)))
+
+
+def test_every_rank_goes_on_from_the_checkpoint_that_rank_0_found_intact_and_only_rank_0_verifies(tmp_path):
+    assert on_two_ranks(tmp_path) == [None, None]
+    save_checkpoint(tmp_path, state(1), keep=2)
+    damaged = save_checkpoint(tmp_path, state(2), keep=2) / "weights.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x00")
+    with patch.object(checkpoint, "sha256", wraps=checkpoint.sha256) as hashed:
+        loaded = on_two_ranks(tmp_path)
+    assert [saved.step for saved in loaded if isinstance(saved, TrainingState)] == [1, 1]
+    names = [call.args[0] for call in hashed.call_args_list]
+    assert len(names) == len(set(names)) == 4
+
+
+def test_a_rank_that_does_not_see_the_checkpoint_says_so_instead_of_starting_anew(tmp_path):
+    save_checkpoint(tmp_path / "one", state(1), keep=2)
+    loaded, told = on_two_ranks(tmp_path / "one", tmp_path / "other")
+    assert isinstance(loaded, TrainingState)
+    assert "rank 1 does not see" in str(told)
+    assert "every node sees" in str(told)
