@@ -27,7 +27,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dpo_core.data.files import QUARANTINE_FILE
+from dpo_core.data.files import JOB_FILE, QUARANTINE_FILE
 from dpo_core.data.quarantine import Quarantine, check_share, counts_by_reason, write_quarantine
 from dpo_core.section import Section
 from ray_jobs.cluster import ClusterSection
@@ -50,7 +50,6 @@ __all__ = [
     "shard_files",
 ]
 
-JOB_FILE = "job.json"
 FORMAT = 1
 """Raised whenever shards of before cannot be gone on with any more."""
 

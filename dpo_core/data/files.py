@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from dpo_core.data import locations
 
 QUARANTINE_FILE = "quarantine.parquet"
-"""Lies beside the rows that it is about, and holds none to train on."""
+JOB_FILE = "job.json"
+"""Both lie beside the rows that they are about, and hold none to train on."""
 
 
 def expand_paths(paths: Sequence[str]) -> list[str]:
@@ -24,7 +25,7 @@ def expand_paths(paths: Sequence[str]) -> list[str]:
         raise ValueError("data.paths is empty; give parquet files, globs or folders")
     files: list[str] = []
     for path in paths:
-        found = [file for file in locations.find(path, (".parquet",)) if _holds_rows(file, path)]
+        found = [file for file in locations.find(path, (".parquet",)) if holds_rows(file, path)]
         if not found:
             raise ValueError(f"data.paths: {path!r} leads to no parquet file; give existing files, globs or folders")
         files += found
@@ -62,6 +63,6 @@ def read_row_group(parquet: pq.ParquetFile, file: str, row_group: int, columns: 
         raise ValueError(f"row group {row_group} of {file} cannot be read: {error}") from error
 
 
-def _holds_rows(file: str, path: str) -> bool:
-    """Whether ``path`` means this file: a folder's quarantine lies beside its rows, unless it is asked for by name."""
-    return file == os.path.expanduser(path) or locations.name_of(file) != QUARANTINE_FILE
+def holds_rows(file: str, path: str) -> bool:
+    """Whether ``path`` means this file: what a job notes lies beside its rows, unless it is asked for by name."""
+    return file == os.path.expanduser(path) or locations.name_of(file) not in (QUARANTINE_FILE, JOB_FILE)

@@ -196,10 +196,20 @@ def tried(action: Any, location: str) -> Any:
     for attempt in range(ATTEMPTS):
         try:
             return action()
-        except (FileNotFoundError, pa.ArrowInvalid):  # it would be so again
+        except pa.ArrowInvalid:  # it would be so again
             raise
-        except Exception as error:  # each file system has exceptions of its own
+        except Exception as raised:  # each file system has exceptions of its own
+            error = _behind(raised)
+            if isinstance(error, FileNotFoundError):
+                raise
             if attempt + 1 == ATTEMPTS:
                 raise ValueError(f"{location} cannot be read: {type(error).__name__}: {error}") from error
             time.sleep(0.2 * 4**attempt)
     raise AssertionError("unreachable")
+
+
+def _behind(error: Exception) -> BaseException:
+    """Whatever keeps a web server from answering, fsspec says that the file is not there; the cause knows better."""
+    cause = error.__cause__
+    told_by_server = type(cause).__module__.startswith("aiohttp") and getattr(cause, "status", None) not in (404, 410)
+    return cause if cause is not None and told_by_server else error

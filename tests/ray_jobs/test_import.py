@@ -12,7 +12,7 @@ from dpo_core.data.images import ImageLimits, decode, training_crop
 from dpo_core.data.plan import Plan
 from dpo_core.data.quarantine import read_quarantine
 from dpo_core.data.schema import SCHEMA
-from dpo_core.data.sources import AnySource, HPDv3, PickAPic
+from dpo_core.data.sources import AnySource, HPDv3, PickAPic, Table
 from dpo_core.data.sources.filters import FilterSection, SplitSection
 from ray_jobs import cli
 from ray_jobs import import_pairs as verb
@@ -97,6 +97,16 @@ def test_pick_a_pic_is_taken_over_value_for_value(tmp_path: Path):
     made = pq.read_table(shard_files(tmp_path)[0])
     assert made.schema.names == SCHEMA.names
     assert made.equals(source.select(SCHEMA.names).replace_schema_metadata(None))
+
+
+def test_a_set_that_a_job_made_is_a_source_and_what_the_job_noted_beside_it_is_none(tmp_path: Path):
+    import_pairs(ImportJob(source=PickAPic(paths=[str(ASSETS / "real_pairs.parquet")]), out=str(tmp_path / "a")), QUIET)
+    for kind in (PickAPic, Table):
+        again = ImportJob(source=kind(paths=[str(tmp_path / "a")]), out=str(tmp_path / kind.__name__))
+        import_pairs(again, QUIET)
+        assert [row["jpg_0"] for row in rows_of(tmp_path / kind.__name__)] == [
+            row["jpg_0"] for row in rows_of(tmp_path / "a")
+        ]
 
 
 def test_row_groups_are_small_and_shards_as_large_as_asked(tmp_path: Path):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dpo_core.data import locations
+from dpo_core.data import files, locations
 from dpo_core.data.quarantine import Quarantined, Reason
 from dpo_core.section import Section
 
@@ -80,11 +80,11 @@ def find_files(paths: list[str], suffixes: tuple[str, ...]) -> list[str]:
         raise ValueError("source.paths is empty; give files, globs, folders or URLs")
     found: list[str] = []
     for path in paths:
-        files = locations.find(path, suffixes)
-        if not files:
+        found_here = [file for file in locations.find(path, suffixes) if files.holds_rows(file, path)]
+        if not found_here:
             endings = ", ".join(suffixes)
             raise ValueError(f"source.paths: {path!r} leads to no file; give files, or folders of files in {endings}")
-        found += files
+        found += found_here
     if len(set(found)) < len(found):
         twice = next(file for file in found if found.count(file) > 1)
         raise ValueError(f"source.paths reaches {twice} twice; its pairs would be counted twice")

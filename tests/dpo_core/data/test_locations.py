@@ -112,3 +112,13 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(name: str):
 def test_a_name_inside_the_folder_is_found_there():
     assert locations.inside("/data/set", "./images//a.png") == "/data/set/images/a.png"
     assert locations.inside("https://host/set/", "b/../a.png") == "https://host/set/a.png"
+
+
+def test_a_web_server_that_cannot_be_reached_is_told_from_a_file_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(locations.time, "sleep", lambda seconds: None)
+    with serve(tmp_path) as closed, pytest.raises(FileNotFoundError):
+        locations.size(f"{closed.url}/a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be read: ClientConnectorError: Cannot connect"):
+        locations.size(f"{closed.url}/a.parquet")
