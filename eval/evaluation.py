@@ -15,7 +15,7 @@ from eval.comparison import Comparison, compare_scores
 from eval.dreambench import reference_files
 from eval.generate import SamplerSection, make_missing, plan_images
 from eval.manifest import write_manifest
-from eval.parts import score_missing
+from eval.parts import part_file, score_missing
 from eval.plan import ComparisonPlan, protocol
 from eval.prompts import Prompt
 from eval.prompts.overlap import find_overlap
@@ -158,6 +158,12 @@ def draw_and_score(piece: Piece, scorers: Sequence[Scorer], out: str | Path, dev
         for scorer in scorers
         for row in score_missing(piece.rows, out, scorer, lambda scorer=scorer: loaded(scorer, device))
     ]
+
+
+def finished(piece: Piece, scorers: Sequence[Scorer], out: str | Path) -> bool:
+    """Is there nothing left to draw or to score?"""
+    images = all((Path(out) / row["file"]).is_file() for row in piece.rows)
+    return images and all(part_file(piece.rows, out, scorer).is_file() for scorer in scorers)
 
 
 @lru_cache(maxsize=1)

@@ -29,15 +29,7 @@ def score_missing(
     A part is named by its images (whose names hold weights and settings) and by what the scorer is, its weights' hash
     included; ``load`` is only called where something is missing. A part is complete or absent.
     """
-    identity = scorer.identity()
-    named = [
-        scorer.model_dump(mode="json"),
-        repr(identity),
-        [[row[name] for name in ("model", "prompt_index", "seed", "file", "weights", "prompt")] for row in rows],
-        *([[row.get("references") for row in rows]] if scorer.needs_references else []),
-    ]
-    name = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:20]
-    file = Path(out_dir) / FOLDER / f"{name}.parquet"
+    file = part_file(rows, out_dir, scorer)
     if file.is_file():
         return pq.read_table(file).to_pylist()
     scored = score_images(rows, out_dir, scorer, load(), batch_size=batch_size)
@@ -46,3 +38,16 @@ def score_missing(
     pq.write_table(pa.Table.from_pylist(scored, schema=SCHEMA), aside)
     aside.replace(file)
     return scored
+
+
+def part_file(rows: Sequence[dict[str, Any]], out_dir: str | Path, scorer: Scorer) -> Path:
+    """Where the score rows of manifest ``rows`` by one scorer are kept."""
+    identity = scorer.identity()
+    named = [
+        scorer.model_dump(mode="json"),
+        repr(identity),
+        [[row[name] for name in ("model", "prompt_index", "seed", "file", "weights", "prompt")] for row in rows],
+        *([[row.get("references") for row in rows]] if scorer.needs_references else []),
+    ]
+    name = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:20]
+    return Path(out_dir) / FOLDER / f"{name}.parquet"

@@ -133,6 +133,8 @@ def _render(comparison: Comparison, about: About, grids: Sequence[Grid], curves:
         metrics={metric.key: metric for metric in comparison.metrics},
         levels={(row.model, row.metric, row.prompt_set): row for row in comparison.levels},
         tested={(d.model, d.against, d.metric, d.prompt_set): d for d in comparison.differences},
+        trained_on=_trained_on(comparison),
+        whole=_whole,
         images=len({(row["model"], row["file"]) for row in comparison.scores}),
         counts={
             label: max((d.prompts for d in comparison.differences if d.prompt_set == label), default=0)
@@ -151,6 +153,23 @@ def _render(comparison: Comparison, about: About, grids: Sequence[Grid], curves:
         p_text=p_text,
         cell=_cell,
     )
+
+
+def _trained_on(comparison: Comparison) -> dict[str, str]:
+    """Prompt set -> how many of its prompts are among any of the training captions."""
+    told = {}
+    for label in dict.fromkeys(row.prompt_set for row in comparison.overlaps):
+        mine = [row for row in comparison.overlaps if row.prompt_set == label]
+        shared = len({index for row in mine for index in row.indices})
+        unread = sum(row.captions is None for row in mine)
+        count = f"{'at least ' if unread else ''}{shared} of {mine[0].prompts}"
+        told[label] = "unknown" if unread == len(mine) else count
+    return told
+
+
+def _whole(value: float) -> str:
+    """A rating with its sign."""
+    return f"{round(value):+d}".replace("-", "\u2212")
 
 
 def _cell(value: Any) -> str:

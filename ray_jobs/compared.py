@@ -120,25 +120,28 @@ def note_metrics(comparison: Comparison, file: Path) -> None:
         stream.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
 
 
-def results_table(comparison: Comparison) -> Table:
-    """Every model against the baseline and the control on every metric, for the console."""
-    table = Table(title="Differences with 95 % intervals, shares in points", box=SIMPLE_HEAD)
-    several = {"set": len(comparison.sets) > 1, "scorer": len({metric.scorer for metric in comparison.metrics}) > 1}
-    names = ["models", "metric", *(["prompts"] if several["set"] else [])]
-    for name in [*names, "mean", "difference", "wins", "p adj."]:
-        table.add_column(name, justify="left" if name in names else "right", no_wrap=True)
-    metrics = {metric.key: metric for metric in comparison.metrics}
+def results_tables(comparison: Comparison) -> list[Table]:
+    """For the console, a table for each prompt set: every model against the baseline and the control, on what each
+    scorer decides by. The other columns are in the report."""
+    metrics = {metric.key: metric for metric in comparison.metrics if metric.primary}
     levels = {(row.model, row.metric, row.prompt_set): row.mean for row in comparison.levels}
-    for d in comparison.differences:
-        m = metrics[d.metric]
-        table.add_row(
-            f"{d.model} \N{MINUS SIGN} {d.against}",
-            d.metric if several["scorer"] else m.column,
-            *([d.prompt_set] if several["set"] else []),
-            level(levels[d.model, d.metric, d.prompt_set], m),
-            f"{amount(d.delta, m, bare=True)} \\[{amount(d.low, m, bare=True)}, {amount(d.high, m, bare=True)}]",
-            f"{d.win_rate:.0%}",
-            p_text(d.p_adjusted),
-            style="bold" if m.primary else "dim",
-        )
-    return table
+    tables = []
+    for label in comparison.sets:
+        table = Table(title=f"{label}: differences with 95 % intervals", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for name in ("models", "metric", "mean", "difference", "wins", "p adj."):
+            table.add_column(name, justify="left" if name in ("models", "metric") else "right")
+        for d in comparison.differences:
+            if d.prompt_set != label or d.metric not in metrics:
+                continue
+            m = metrics[d.metric]
+            table.add_row(
+                f"{d.model} \N{MINUS SIGN} {d.against}",
+                d.metric,
+                level(levels[d.model, d.metric, label], m),
+                f"{amount(d.delta, m, bare=True)} \\[{amount(d.low, m, bare=True)}, {amount(d.high, m, bare=True)}]",
+                f"{d.win_rate:.0%}",
+                p_text(d.p_adjusted),
+                style="bold" if d.shown else None,
+            )
+        tables.append(table)
+    return tables

@@ -12,7 +12,7 @@ from rich.console import Console
 from dpo_core.section import Section
 from eval.verdict import verdicts
 from ray_jobs.config import run_verb, to_yaml
-from ray_jobs.evaluate import EvaluateJob, compare, report, results_table
+from ray_jobs.evaluate import EvaluateJob, compare, report, results_tables
 from ray_jobs.pairs import PairsJob, make_pairs
 from ray_jobs.prepare import CacheSection, PrepareJob, prepare
 from ray_jobs.search import SearchSection
@@ -126,7 +126,7 @@ def run_demo(job: DemoJob, console: Console | None = None) -> Path:
         )
         stage.said = shown(page)
 
-    console.print(results_table(comparison), table_of(trials, rows, list(job.search.space)))
+    console.print(*results_tables(comparison), table_of(trials, rows, list(job.search.space)))
     console.print(
         f"total     {sum(stage.seconds.values()):>6.0f} s\n\n"
         f"Report           {page}\n"

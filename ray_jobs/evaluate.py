@@ -18,7 +18,7 @@ from eval.report import Reproduce, write_report
 from eval.sources import Source, find_source
 from eval.verdict import verdicts
 from ray_jobs import verify_scorers
-from ray_jobs.compared import note_metrics, record, register, results_table
+from ray_jobs.compared import note_metrics, record, register, results_tables
 from ray_jobs.config import run_verb, save_config, to_yaml
 from ray_jobs.pool import TasksSection, run_pool
 from ray_jobs.tracking import TrackingSection, track_run
@@ -116,7 +116,8 @@ def main(argv: list[str] | None = None) -> int:
         console = Console()
         comparison = compare(job, console)
         page = report(job, comparison)
-        console.print(results_table(comparison))
+        for table in results_tables(comparison):
+            console.print(table)
         for sentence in verdicts(comparison):
             console.print(sentence)
         console.print(f"report: {page}", soft_wrap=True)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dpo_core.section import Section
-from eval.evaluation import Piece, Work, draw_and_score
+from eval.evaluation import Piece, Work, draw_and_score, finished
 from eval.scorers.base import Scorer
 from ray_jobs.cluster import start_ray
 
@@ -39,23 +39,33 @@ class Artist:
 
 
 def run_pool(tasks: TasksSection, work: Work, out: Path, console: Console) -> list[dict[str, Any]]:
-    """The score rows of all ``work``, in order of completion. A worker that dies is started again."""
+    """The score rows of all ``work``, in order of completion. A worker that dies is started again.
+
+    What is finished from an earlier run is read here; if that is all, no cluster is started.
+    """
     import ray
     from ray.exceptions import RayTaskError
 
+    scorers, every = work.plan.scorers, work.pieces(tasks.images_per_task)
+    done = [finished(piece, scorers, out) for piece in every]
+    kept = [piece for piece, ready in zip(every, done, strict=True) if ready]
+    pieces = [piece for piece, ready in zip(every, done, strict=True) if not ready]
+    scores = [row for piece in kept for row in draw_and_score(piece, scorers, out, "cpu")]
+    if kept:
+        console.print(f"{sum(len(piece.rows) for piece in kept):,} images and their scores are there from before")
+    if not pieces:
+        return scores
     start_ray()
     resources = ray.cluster_resources()
     gpus = tasks.gpus_per_task
     if gpus is None:
         gpus = 1.0 if resources.get("GPU", 0) else 0.0
-    pieces = work.pieces(tasks.images_per_task)
     fitting = resources.get("GPU", 0) / gpus if gpus else resources.get("CPU", 1) / tasks.cpus_per_task
     size = max(1, min(len(pieces), tasks.workers or int(fitting)))
     artist = ray.remote(num_cpus=tasks.cpus_per_task, num_gpus=gpus, max_restarts=3, max_task_retries=3)(Artist)
-    pool: list[Any] = [artist.remote(work.plan.scorers, str(out), "cuda" if gpus else "cpu") for _ in range(size)]
+    pool: list[Any] = [artist.remote(scorers, str(out), "cuda" if gpus else "cpu") for _ in range(size)]
     waiting = dealt(pieces, size)
     pending: dict[Any, tuple[int, int]] = {}
-    scores: list[dict[str, Any]] = []
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -76,8 +86,8 @@ def run_pool(tasks: TasksSection, work: Work, out: Path, console: Console) -> li
             for worker in range(size):
                 hand_out(worker)
             while pending:
-                done, _ = ray.wait(list(pending))
-                for reference in done:
+                ready, _ = ray.wait(list(pending))
+                for reference in ready:
                     worker, images = pending.pop(reference)
                     scores += ray.get(reference)
                     progress.advance(bar, images)

@@ -70,7 +70,8 @@ def distributions(comparison: Comparison) -> str | None:
         if not len(every):
             continue
         low, high = np.quantile(every, [0.002, 0.998])
-        edges = np.linspace(low, high if high > low else low + 1, 41)
+        bins = int(np.clip(len(every) / len(values) / 5, 8, 40))
+        edges = np.linspace(low, high if high > low else low + 1, bins + 1)
         for i, (name, mine) in enumerate(values.items()):
             colour = COLOURS[i % len(COLOURS)]
             share = np.histogram(np.clip(mine, edges[0], edges[-1]), edges)[0] / max(1, len(mine))

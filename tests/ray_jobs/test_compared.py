@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from eval.comparison import Comparison
-from ray_jobs.compared import difference_columns, note_metrics, record, register, results_table
+from ray_jobs.compared import difference_columns, note_metrics, record, register, results_tables
 from ray_jobs.tracking import TrackingSection, track_run
 from tests.eval.test_verdict import BOTH, PLAN, compared
 
@@ -87,5 +87,5 @@ def test_tables_name_every_contrast(better):
     columns = difference_columns(better)
     assert len(columns["model"]) == len(better.differences) == 2 * 2 * 3
     assert set(columns["against"]) == {"base", "sft"}
-    assert results_table(better).row_count == 12
+    assert [table.row_count for table in results_tables(better)] == [6, 6]
     assert PLAN.control == "sft"

@@ -16,7 +16,8 @@ from eval.models import load_pipeline
 from eval.prompts import load_prompts
 from eval.scorers.shapes import Shapes
 from eval.sources import Source
-from ray_jobs.compared import results_table
+from ray_jobs import pool
+from ray_jobs.compared import results_tables
 from ray_jobs.config import load_config
 from ray_jobs.evaluate import EvaluateJob, compare, locate, main, report
 from ray_jobs.pool import dealt
@@ -38,7 +39,7 @@ def job(tmp_path_factory) -> EvaluateJob:
             "sampler": SAMPLER.model_dump(),
             "scorers": [Shapes()],
             "out": str(folder / "out"),
-            "tasks": {"images_per_task": 5, "cpus_per_task": 0.5},
+            "tasks": {"images_per_task": 5, "cpus_per_task": 0.5, "workers": 1},
             "tracking": TrackingSection(enabled=False),
         }
     )
@@ -81,16 +82,19 @@ def test_images_of_many_tasks_equal_those_of_one_process(job, comparison, tmp_pa
 
 
 @pytest.mark.ray
-def test_the_same_comparison_again_draws_nothing_and_gives_the_same_numbers(job, comparison):
+def test_the_same_comparison_again_needs_no_cluster_and_gives_the_same_numbers(job, comparison, monkeypatch):
+    monkeypatch.setattr(pool, "start_ray", lambda: pytest.fail("a cluster was started"))
     before = {path: path.stat().st_mtime_ns for path in Path(job.out).rglob("*.png")}
     assert compare(job, Console(quiet=True)).numbers() == comparison.numbers()
     assert {path: path.stat().st_mtime_ns for path in Path(job.out).rglob("*.png")} == before
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_what_a_scorer_refuses_arrives_as_its_own_error(job, comparison, tmp_path):
     (tmp_path / "cats.txt").write_text("a cat\n")
-    bad = job.model_copy(update={"prompts": [str(tmp_path / "cats.txt")], "limit": None, "out": str(tmp_path / "out")})
+    changes = {"prompts": [str(tmp_path / "cats.txt")], "limit": None, "out": str(tmp_path / "out")}
+    bad = job.model_copy(update=changes | {"tasks": job.tasks.model_copy(update={"workers": 2})})
     with pytest.raises(ValueError, match="cannot check the caption 'a cat'") as error:
         compare(bad, Console(quiet=True))
     assert "Traceback" not in str(error.value)
@@ -106,7 +110,7 @@ def test_the_report_tells_how_to_get_it_again(job, comparison):
     assert facts["reproduce"]["config"] == (page.parent / "config.yaml").read_text()
     row = json.loads((page.parent / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["eval/shapes/correct/dpo/win_rate"] == comparison.difference("dpo").win_rate
-    assert results_table(comparison).row_count == len(Shapes.columns)
+    assert [table.row_count for table in results_tables(comparison)] == [1]
 
 
 def test_a_task_does_not_load_the_model_when_all_images_are_there(job, tmp_path):
