@@ -22,6 +22,8 @@ def refuse_changed_maths(saved: dict[str, Any], now: dict[str, Any]) -> None:
     """ValueError when the run in this folder was started with another config, or other data, than now."""
     was, given = flatten(saved), flatten(now)
     free = MAY_CHANGE | ({"loop.max_steps"} if given.get("optim.schedule", "").startswith("constant") else set())
+    if was.get("loop.spike_factor") is None and given.get("loop.spike_factor") is None:
+        free = free | {"loop.spike_window"}
     changed = [key for key in sorted(was.keys() | given.keys()) if was.get(key) != given.get(key) and key not in free]
     if changed:
         listed = "; ".join(f"{key} was {was.get(key)!r}, now {given.get(key)!r}" for key in changed)

@@ -40,6 +40,7 @@ class Sharding:
         self.rank, self.world_size = context.rank, context.world_size
         self.mesh = init_device_mesh(context.device.type, (context.world_size,))
         self.network: Any = None
+        self.reduces_once = False
         self.named: dict[str, DTensor] = {}
 
     def cut(self, network: Any) -> None:

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from dpo_core.context import RunContext
 from dpo_core.data.batches import step_batches
 from dpo_core.data.plan import Plan
+from dpo_core.families.ip_adapter import ADAPTER_FILE
 from dpo_core.learner import Learner
 from dpo_core.metrics import RunningMeans
 from dpo_core.policy import Policy
@@ -20,6 +21,7 @@ from dpo_core.sharding import Sharding
 from dpo_core.training import TrainSection
 from dpo_core.update import Update
 from tests.tiny_families import TINY
+from tests.tiny_ip_adapter import make_tiny_ip_adapter
 from tests.train_processes import ProcessContext, in_processes, run_processes
 from tests.train_runs import Ranks, ThreadContext, close, make_config, rows, run, same
 
@@ -74,6 +76,27 @@ def test_every_family_can_be_shared_out_among_three_ranks_of_unequal_shares(tiny
     shared = run_processes(config_of(model, tiny_pairs, policy, family={"kind": family}), tmp_path / "shared", 3)
     check_same_run(tmp_path / "alone", tmp_path / "shared")
     assert close(alone, shared, atol=1e-4) > 0.999
+
+
+@pytest.mark.slow
+def test_an_ip_adapter_in_a_network_that_is_shared_out_is_trained_and_exported(tiny_sd, tiny_pairs, tmp_path):
+    base = make_config(tiny_sd, tiny_pairs).family.load(torch.device("cpu"), "fp32").denoiser
+    adapter, encoder = make_tiny_ip_adapter(tmp_path, base)
+    prompt = {"model": str(adapter), "image_encoder": str(encoder), "resampler": True}
+
+    def config(sharding: str) -> TrainSection:
+        policy = {"method": "ip_adapter", "ip_adapter": prompt, "sharding": sharding}
+        loop = {"max_steps": 3, "worker_batch_size": 2}
+        return make_config(
+            tiny_sd, tiny_pairs, policy=policy, loop=loop, data={"prompt_image": True}, optim={"eps": 1e-3}
+        )
+
+    alone = run(config("none"), tmp_path / "alone")
+    shared = run_processes(config("full"), tmp_path / "shared", 2)
+    check_same_run(tmp_path / "alone", tmp_path / "shared")
+    assert close(alone, shared, atol=1e-5) > 0.999
+    exported = [load_file(tmp_path / name / "model" / ADAPTER_FILE) for name in ("alone", "shared")]
+    assert close(*exported, atol=1e-5) > 0.999
 
 
 @pytest.mark.slow

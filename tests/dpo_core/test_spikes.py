@@ -8,6 +8,7 @@ import pytest
 
 from dpo_core.checkpoint import load_checkpoint
 from dpo_core.metrics import read_complete_rows
+from dpo_core.resume import refuse_changed_maths
 from dpo_core.spikes import SpikeFile, SpikeGuard
 from dpo_core.training import TrainSection
 from tests.tiny_data import make_pairs
@@ -116,6 +117,14 @@ def test_a_guard_goes_on_from_its_state_with_the_same_judgements():
     assert first + [resumed.judge(norm) for norm in norms[4:]] == expected
     assert resumed.state() == straight.state()
     assert True in expected
+
+
+def test_a_window_that_nothing_looks_at_may_differ_from_the_saved_one():
+    refuse_changed_maths({"loop": {"spike_factor": None}}, {"loop": {"spike_factor": None, "spike_window": 50}})
+    with pytest.raises(ValueError, match=r"loop\.spike_window was 50, now 20"):
+        refuse_changed_maths(
+            {"loop": {"spike_factor": 10.0, "spike_window": 50}}, {"loop": {"spike_factor": 10.0, "spike_window": 20}}
+        )
 
 
 def test_a_line_of_the_spike_file_that_a_crash_cut_short_is_written_again(tmp_path):
