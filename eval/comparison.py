@@ -207,7 +207,7 @@ def _ratings(names: list[str], baseline: str, metric: Metric, label: str, mine: 
 def _agreements(
     plan: ComparisonPlan, metrics: Sequence[Metric], tables: dict[str, dict[str, Table]]
 ) -> list[Agreement]:
-    """Every two primary metrics, on the deltas of all models to the baseline."""
+    """Every two primary metrics, on the deltas of all models to the baseline, on prompts that all have scores for."""
     deltas: dict[str, dict[Any, float]] = {}
     for metric in metrics:
         if metric.primary:
@@ -219,12 +219,16 @@ def _agreements(
                 for prompt, value in prompt_deltas(table.get(name, {}), table.get(plan.baseline, {})).items()
             }
     found = []
+    rivals = [name for name in plan.models if name != plan.baseline]
     for one, other in combinations(deltas, 2):
-        both = sorted(deltas[one].keys() & deltas[other].keys())
-        values = [np.array([deltas[metric][key] for key in both]) for metric in (one, other)]
-        agreed = stats.agreement(*values) if both else None
+        both = deltas[one].keys() & deltas[other].keys()
+        common = sorted({key[1:] for key in both if all((name, *key[1:]) in both for name in rivals)})
+        values = [
+            np.array([[deltas[metric][name, *key] for name in rivals] for key in common]) for metric in (one, other)
+        ]
+        agreed = stats.agreement(*values) if common else None
         if agreed is not None:
-            found.append(Agreement(one, other, len(both), *agreed))
+            found.append(Agreement(one, other, len(common), *agreed))
     return found
 
 

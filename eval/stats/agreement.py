@@ -13,16 +13,17 @@ def agreement(
 
     Spearman's correlation with a 95 % percentile interval over resampled prompts. The share counts prompts on which
     both see a winner; 0.5 is what chance gives. None where a scorer sees no prompt differ, or fewer than three prompts.
+    Deltas of several models are [prompts, models]: those of a prompt are drawn together.
     """
     if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
         return None
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, len(one), (resamples, len(one)))
-    repeats = _spearman(one[drawn], other[drawn])
+    repeats = _spearman(one[drawn].reshape(resamples, -1), other[drawn].reshape(resamples, -1))
     low, high = np.nanquantile(repeats, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     decided = (one != 0) & (other != 0)
     same = float(np.mean(np.sign(one[decided]) == np.sign(other[decided]))) if decided.any() else 0.5
-    return float(_spearman(one[None], other[None])[0]), float(low), float(high), same
+    return float(_spearman(one.reshape(1, -1), other.reshape(1, -1))[0]), float(low), float(high), same
 
 
 def _spearman(one: Values, other: Values) -> Values:

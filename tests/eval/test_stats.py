@@ -267,3 +267,13 @@ def test_scorers_that_agree_correlate_and_those_that_do_not_do_not():
     assert apart[1] < 0 < apart[2]
     assert apart[0] == pytest.approx(scipy_stats.spearmanr(one, noise)[0])
     assert agreement(one, np.zeros(200)) is None
+
+
+def test_the_models_of_a_prompt_are_no_further_evidence_of_agreement():
+    rng = np.random.default_rng(1)
+    one = rng.normal(size=(40, 1))
+    other = one + rng.normal(size=(40, 1))
+    single, copied = agreement(one[:, 0], other[:, 0]), agreement(one.repeat(4, axis=1), other.repeat(4, axis=1))
+    assert single is not None
+    assert copied is not None
+    assert copied == pytest.approx(single, abs=0.02)
