@@ -133,6 +133,7 @@ def run_sweep(job: TuneJob, console: Console | None = None) -> tuple[Comparison,
             search_alg=optuna_search(job),
             num_samples=job.search.trials,
             max_concurrent_trials=job.search.max_concurrent if job.search.algorithm != "optuna" else None,
+            reuse_actors=True,  # a process that has trained has everything imported
         ),
         run_config=tune.RunConfig(name="tune", storage_path=str(out), verbose=0),
     )
