@@ -17,6 +17,8 @@ from ray_jobs.workers import TOLD_TO_END, nodes_alive
 
 log = logging.getLogger(__name__)
 ASK_RAY_EVERY_S = 2.0
+LAST_S = 10.0
+"""This long before an announced node goes, one more checkpoint is written."""
 TELL_SLOW_EVERY_S = 300.0
 """A rank that stays slow is named again after this long."""
 
@@ -34,6 +36,7 @@ class RayContext:
         self.may_grow = wanted_workers is not None and self.world_size < wanted_workers
         self.asked_ray = time.monotonic()
         self.preempted = False
+        self.last_words = False
         self.ending = False
         self.nodes = nodes_alive() if self.may_grow else 0
         self.pace = Pace(self.device)
@@ -88,28 +91,30 @@ class RayContext:
         return self.ask_ray() if ask else "nothing"
 
     def ask_ray(self) -> Request:
-        """A checkpoint when nodes come or go."""
+        """A checkpoint when a node is announced to go, again shortly before it does, and when one has come."""
         self.asked_ray = time.monotonic()
-        announced = ray.train.get_preemption_info() is not None
-        first, self.preempted = announced and not self.preempted, announced
-        if first and self.rank == 0:
-            log.warning("Ray has announced that a node will be taken away: writing a checkpoint")
-        return "checkpoint" if first or self.nodes_came() else "nothing"
+        info = ray.train.get_preemption_info()
+        first, self.preempted = info is not None and not self.preempted, info is not None
+        going = info is not None and info.deadline_ms is not None and info.deadline_ms / 1000 - time.time() < LAST_S
+        flags = torch.tensor([going, self.nodes_came()], dtype=torch.int32, device=self.device)
+        goes, came = self.all_reduce(flags).tolist()  # clocks differ
+        last, self.last_words = bool(goes) and not self.last_words, bool(goes)
+        if self.rank == 0:
+            for due, why in (
+                (first, "Ray has announced that a node will be taken away"),
+                (last and not first, "the announced node is about to go"),
+                (came, f"a node has come, and Ray will start anew with more than {self.world_size} workers"),
+            ):
+                if due:
+                    log.warning("%s: writing a checkpoint", why)
+        return "checkpoint" if first or last or came else "nothing"
 
     def nodes_came(self) -> bool:
-        """Whether there are more nodes than when this was last asked, and workers are still missing."""
-        if not self.may_grow:
+        """On rank 0: whether there are more nodes than when this was last asked, and workers are still missing."""
+        if not self.may_grow or self.rank != 0:
             return False
-        came = torch.zeros(1, dtype=torch.int32, device=self.device)
-        if self.rank == 0:
-            before, self.nodes = self.nodes, nodes_alive()
-            came += self.nodes > before
-            if self.nodes > before:
-                log.warning(
-                    "a node has come: writing a checkpoint, since Ray will start anew with more than %d workers",
-                    self.world_size,
-                )
-        return bool(self.all_reduce(came).item())
+        before, self.nodes = self.nodes, nodes_alive()
+        return self.nodes > before
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.world_size > 1:

@@ -114,6 +114,7 @@ def updates_done(folder: Path) -> int:
 def train_here(job: TrainJob, folder: Path, plan: Plan) -> None:
     """One process, no Ray."""
     context = LocalContext(folder)
+    log.info("in this process, on %s", context.device)
 
     def batches(start: int) -> Iterator[list[PairBatch]]:
         return step_batches(plan, job.data, job.loop.share(context), start)

@@ -110,6 +110,7 @@ def test_a_node_whose_loss_is_announced_costs_only_what_came_after_the_notice(tm
         run.recovered(figures, time.time(), made)
         figures.lost_updates = rows_gone
         assert run.starts()[-1] >= at
+        assert "is about to go" in run.log()
         ask_to_stop(run.folder)
         run.end()
         check(config, run.folder, run.step(), tmp_path / "straight")
