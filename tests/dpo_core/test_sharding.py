@@ -1,5 +1,6 @@
 """Weights shared out among ranks that are real processes: the same run as in one, in a part of the memory of each."""
 
+import math
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -103,11 +104,12 @@ def test_an_ip_adapter_in_a_network_that_is_shared_out_is_trained_and_exported(t
 @pytest.mark.parametrize("policy", ALWAYS)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_is_that_of_one_process(tiny_sd, tiny_pairs, tmp_path, policy, precision):
-    # Small steps: what half precision rounds otherwise must not grow from update to update.
-    given: Any = {"loop": {"precision": precision, "max_steps": 4}, "optim": {"lr": 1e-5}}
+    # A small beta and small steps: what half precision rounds otherwise would be multiplied by beta.
+    given: Any = {"loop": {"precision": precision, "max_steps": 4}, "optim": {"lr": 1e-5}, "objective": {"beta": 2.0}}
     run(config_of(tiny_sd, tiny_pairs, policy, "none", **given), tmp_path / "alone")
     run_processes(config_of(tiny_sd, tiny_pairs, policy, **given), tmp_path / "shared", 2)
     check_same_run(tmp_path / "alone", tmp_path / "shared", rel=0.02)
+    assert rows(tmp_path / "shared")[0]["train/loss"] == pytest.approx(math.log(2), abs=1e-6)
     skipped = [[row["train/skipped_updates"] for row in rows(tmp_path / name)] for name in ("alone", "shared")]
     assert skipped[0] == skipped[1]
 
