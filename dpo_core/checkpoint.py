@@ -139,10 +139,10 @@ def is_intact(path: Path) -> bool:
     return True
 
 
-def load_checkpoint(path: Path) -> TrainingState:
-    """Read one checkpoint; ValueError when a file does not match its manifest."""
+def load_checkpoint(path: Path, *, mapped: bool = False) -> TrainingState:
+    """Read one checkpoint; ValueError when a file does not match its manifest. ``mapped`` as in `read_checkpoint`."""
     verify(path)
-    return read_checkpoint(path)
+    return read_checkpoint(path, mapped=mapped)
 
 
 def verify(path: Path) -> None:
@@ -152,12 +152,15 @@ def verify(path: Path) -> None:
             raise ValueError(f"{name} does not match the sha256 in {MANIFEST}")
 
 
-def read_checkpoint(path: Path) -> TrainingState:
-    """Read one checkpoint that is known to be intact."""
+def read_checkpoint(path: Path, *, mapped: bool = False) -> TrainingState:
+    """Read one checkpoint that is known to be intact.
+
+    ``mapped`` leaves the optimiser's state, twice the size of the weights, on the disk until it is looked at.
+    """
     manifest = json.loads((path / MANIFEST).read_text())
     return TrainingState(
         step=manifest["step"],
         weights=load_file(path / "weights.safetensors"),
-        optim=torch.load(path / "optim.pt", map_location="cpu", weights_only=True),
+        optim=torch.load(path / "optim.pt", map_location="cpu", weights_only=True, mmap=mapped),
         config=manifest["config"],
     )

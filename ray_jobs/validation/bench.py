@@ -61,7 +61,7 @@ class Bench:
 
     def put_in(self, checkpoint: Path) -> None:
         """Take the weights that an export of ``checkpoint`` would have: the average, where the run keeps one."""
-        saved = load_checkpoint(checkpoint)
+        saved = load_checkpoint(checkpoint, mapped=True)
         self.config = saved.config
         averaged = self.job.optim.ema_decay is not None
         self.policy.load_state(saved.optim["learner"]["ema"]["average"] if averaged else saved.weights)
