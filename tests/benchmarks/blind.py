@@ -9,6 +9,8 @@ was trained from it against the embedded one; both draw from equal noise.
 
     python -m tests.benchmarks.blind blind 0 100      runs 0 to 99; those there are kept, so it can be done in pieces
     python -m tests.benchmarks.blind seeing 0 20      or, with a model that was trained: seeing 0 20 runs/demo/dpo/model
+    python -m tests.benchmarks.blind crossed 74 100   runs 74 to 99 from images of the others that never met: one
+                                                      side of run 2 i, the other of 2 i + 1
     python -m tests.benchmarks.blind summary
     python -m tests.benchmarks.blind redrawn 2000     runs put together from the scores of those: for every prompt two
                                                       of its images by chance, one for either side
@@ -18,13 +20,14 @@ import json
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 
 from dpo_core.embedded import resolve_model
-from eval.comparison import Comparison
+from eval.comparison import Comparison, compare_scores
 from eval.evaluation import evaluate
 from eval.generate import SamplerSection, make_missing, plan_images
 from eval.models import load_pipeline
@@ -96,23 +99,43 @@ def done(kind: str) -> dict[int, dict]:
     return {row["run"]: row for row in map(json.loads, lines)}
 
 
-def work(kind: str, first: int, last: int, better: str | None = None) -> None:
+def work(kind: str, first: int, last: int, better: str | None = None, *, crossed: bool = False) -> None:
     kind = kind if better is None else "seeing-trained"
     OUT.mkdir(parents=True, exist_ok=True)
     there, pipeline = done(kind), load_pipeline(resolve_model("embedded"))
     for run in range(first, last):
         if run in there:
             continue
-        comparison = blind_run(pipeline, run) if kind == "blind" else seeing_run(kind, run, better)
+        if crossed:
+            comparison = crossed_run(run - first)
+        else:
+            comparison = blind_run(pipeline, run) if kind == "blind" else seeing_run(kind, run, better)
         rival = next(name for name in comparison.models if name != comparison.baseline)
         d = comparison.difference(rival)
-        row = {"run": run, "shown": d.shown, "delta": d.delta, "low": d.low, "high": d.high, "p": d.p}
+        row: dict[str, Any] = {
+            "run": run,
+            "crossed": crossed,
+            "shown": d.shown,
+            "delta": d.delta,
+            "low": d.low,
+            "high": d.high,
+            "p": d.p,
+        }
         row |= {"win_rate": d.win_rate, "verdict": verdicts(comparison)[0]}
         for other in comparison.differences:
             row[f"excludes zero: {other.metric}"] = other.low > 0 or other.high < 0
         with (OUT / f"{kind}.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(run, row["verdict"], flush=True)
+
+
+def crossed_run(number: int) -> Comparison:
+    """The comparison of images that are there already, but were not compared with each other."""
+    rows = []
+    for run, model in ((2 * number, "base"), (2 * number + 1, "same")):
+        scores = pq.read_table(OUT / "images" / f"blind-{run}" / "result" / "scores.parquet").to_pylist()
+        rows += [row for row in scores if row["model"] == model]
+    return compare_scores(plan_of({"base": "one", "same": "other"}, 0), rows, [])
 
 
 def summary() -> None:
@@ -149,11 +172,32 @@ def redrawn(runs: int) -> None:
         print(f"shapes/{column}, {table.shape[1]} images of {len(table)} prompts: {found}")
 
 
+def seen_again(runs: int) -> None:
+    """For every prompt one of the seeds of the seeing runs by chance: how often is the damage found?"""
+    pairs: dict[int, list[float]] = defaultdict(list)
+    for file in sorted(OUT.glob("images/seeing-*/scores.parquet")):
+        rows = [row for row in pq.read_table(file).to_pylist() if row["column"] == "correct"]
+        sides = {(row["model"], row["prompt_index"]): row["score"] for row in rows}
+        for model, prompt in sides:
+            if model == "base":
+                pairs[prompt].append(sides["better", prompt] - sides["base", prompt])
+    rng, found, table = np.random.default_rng(0), 0, np.array(list(pairs.values()))
+    for _ in range(runs):
+        deltas = rng.permuted(table, axis=1)[rng.permutation(len(table))[:PROMPTS], 0]
+        low, high = mean_interval(deltas, bound=1.0)
+        found += sign_flip_p(deltas, resamples=999) < 0.05 and (low > 0 or high < 0)
+    effect = f"{100 * table.mean():+.1f} points"
+    print(f"damaged and whole, {effect}, {table.shape[1]} seeds of {len(table)} prompts: found in {found / runs:.1%}")
+
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["summary"]:
         summary()
     elif len(sys.argv) == 3 and sys.argv[1] == "redrawn":
         redrawn(int(sys.argv[2]))
+        seen_again(int(sys.argv[2]))
+    elif len(sys.argv) == 4 and sys.argv[1] == "crossed":
+        work("blind", int(sys.argv[2]), int(sys.argv[3]), crossed=True)
     elif len(sys.argv) in (4, 5) and sys.argv[1] in ("blind", "seeing"):
         work(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
     else:
