@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 # Each node of two CPUs holds one worker and its reading tasks.
 ELASTIC = ("cluster.num_workers=2", "cluster.min_workers=1", "cluster.cpus_per_worker=1.5", "optim.lr=1e-5",
            "loop.checkpoint_every=10", "loop.global_batch_size=16")  # fmt: skip
-PROMISE = "pairs of the plan, weights to rounding"
+PROMISE = "the plan's pairs, weights to rounding"
 
 
 def check(config: Path, folder: Path, updates: int, straight: Path) -> None:
@@ -95,20 +95,22 @@ def test_a_run_that_misses_a_node_takes_it_in_when_it_comes(tmp_path, tiny_sd, t
 def test_a_node_whose_loss_is_announced_costs_only_what_came_after_the_notice(tmp_path, tiny_sd, tiny_pairs):
     config = write_job(tmp_path, tiny_sd, tiny_pairs, name="announced", steps=5000)
     with (
-        attempt("node is taken away with notice", PROMISE + "; checkpoint at the notice") as figures,
+        attempt(
+            "node is taken away with notice", PROMISE + "; checkpoints at the notice and before it goes"
+        ) as figures,
         cluster_of(2) as nodes,
         start(config, *ELASTIC, "loop.checkpoint_every=1000", env=nodes.environment) as run,
     ):
         run.wait_for_step(3)
         at = run.step()
         assert nodes.there[1].node_id in node_ids_by_the_manifest()
+        gone = time.time() + 20
         nodes.announce_loss(1, seconds=20)
         run.wait_for(lambda: "will be taken away" in run.log(), 60)
         run.wait_for(lambda: run.starts() != [])
         made = run.step()
-        rows_gone = made - run.starts()[-1]
-        run.recovered(figures, time.time(), made)
-        figures.lost_updates = rows_gone
+        run.recovered(figures, gone, made)
+        figures.lost_updates = made - run.starts()[-1]
         assert run.starts()[-1] >= at
         assert "is about to go" in run.log()
         ask_to_stop(run.folder)
