@@ -122,6 +122,8 @@ def compare_scores(
             scorer.higher_is_better,
             _is_share(tables[f"{scorer.label}/{column}"]),
             _why_partial(scorer, plan.partial_scorers, partial or {}),
+            scorer.variant_id,
+            scorer.caveat,
         )
         for scorer in plan.scorers
         for column, meaning in scorer.columns.items()

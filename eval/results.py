@@ -16,6 +16,10 @@ class Metric:
     """Every score is 0 or 1, so means are shown in percent."""
     partial: str = ""
     """Why it cannot make the headline: its scorer labelled training data or picked a checkpoint. Empty if it can."""
+    variant: str = ""
+    """Which of the measures of that name it is: scorer and version."""
+    caveat: str = ""
+    """Why it must not be held against published numbers of that name; empty if it may be."""
 
     @property
     def key(self) -> str:

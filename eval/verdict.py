@@ -54,6 +54,7 @@ def cautions(comparison: Comparison) -> list[str]:
     elif passed := [metric for metric in metrics.values() if metric.partial]:
         names = ", ".join(f"{metric.key} ({metric.scorer} {metric.partial})" for metric in passed)
         said.append(f"Not considered for the headline: {names}.")
+    said += [f"{metric.key} is {metric.variant}: {metric.caveat}." for metric in metrics.values() if metric.caveat]
     said += _dissent(comparison, metrics)
     for overlap in comparison.overlaps:
         if overlap.captions is None:

@@ -56,6 +56,8 @@ class Scorer(Section):
     """Its function takes reference images too."""
     preprocessing: ClassVar[str] = "as drawn"
     scale: ClassVar[str] = "raw"
+    caveat: ClassVar[str] = ""
+    """Why its numbers must not be held against published ones of that name; empty if they may be."""
 
     @property
     def label(self) -> str:

@@ -35,6 +35,9 @@ class GenEval(Scorer):
     primary: ClassVar[str] = "correct"
     preprocessing: ClassVar[str] = "the detector's own; colours: object on grey #999, cut out, CLIP's own"
     scale: ClassVar[str] = "0 or 1"
+    caveat: ClassVar[str] = (
+        "not the published detector, so models can be compared by it, but not with published GenEval"
+    )
 
     @property
     def variant_id(self) -> str:

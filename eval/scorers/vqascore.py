@@ -27,6 +27,7 @@ class VQAScore(Scorer):
     columns: ClassVar[dict[str, str]] = {"yes": "probability of yes, 0 to 1; without logprobs 0 or 1"}
     primary: ClassVar[str] = "yes"
     preprocessing: ClassVar[str] = "PNG, the endpoint's own"
+    caveat: ClassVar[str] = "published VQAScores are another model's, CLIP-FlanT5's, and no measure for these"
 
     @property
     def variant_id(self) -> str:

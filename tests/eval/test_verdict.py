@@ -6,6 +6,7 @@ import pytest
 from eval.comparison import Comparison, compare_scores
 from eval.plan import ComparisonPlan
 from eval.prompts.overlap import Overlap
+from eval.scorers.geneval import GenEval
 from eval.verdict import cautions, improved, verdicts
 
 PLAN = ComparisonPlan.model_validate(
@@ -122,3 +123,13 @@ def test_published_numbers_stand_beside_the_same_protocol_only():
     fewer_steps = plan.sampler.model_copy(update={"num_inference_steps": 20})
     for change in ({"limit": 100}, {"split": "report"}, {"sampler": fewer_steps}, {"models": PLAN.models}):
         assert compared(BOTH, plan.model_copy(update=change)).published == []
+
+
+def test_a_scorer_that_is_not_the_published_one_says_so_on_every_report():
+    found = compared({}, PLAN.model_copy(update={"scorers": [GenEval(), *PLAN.scorers]}))
+    assert any(
+        sentence.startswith("geneval/correct is geneval-hf (not canonical): not the published detector")
+        for sentence in cautions(found)
+    )
+    assert found.headline.variant == "geneval-hf (not canonical)"
+    assert not any("canonical" in sentence for sentence in cautions(compared({})))
