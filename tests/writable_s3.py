@@ -3,11 +3,13 @@
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from socket import SHUT_RDWR, socket
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 from xml.etree import ElementTree
 
@@ -18,6 +20,14 @@ PARTS = ".parts"
 
 
 class _Writable(_Handler):
+    def __init__(self, *words: Any, connections: set[socket], **named: Any) -> None:
+        self._connections = connections
+        super().__init__(*words, **named)
+
+    def setup(self) -> None:
+        self._connections.add(self.request)
+        super().setup()
+
     def do_PUT(self) -> None:
         query, file, body = self._take()
         if body is None:
@@ -113,8 +123,9 @@ def _unchunked(body: bytes) -> bytes:
 @contextmanager
 def serve_writable_s3(folder: Path, port: int = 0) -> Iterator[Served]:
     """Folders in ``folder`` are the buckets."""
-    served = Served("")
-    with ThreadingHTTPServer(("127.0.0.1", port), partial(_Writable, served=served, folder=folder)) as server:
+    served, connections = Served(""), set[socket]()
+    handler = partial(_Writable, served=served, folder=folder, connections=connections)
+    with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
         server.daemon_threads = True
         served.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -122,3 +133,6 @@ def serve_writable_s3(folder: Path, port: int = 0) -> Iterator[Served]:
         yield served
         server.shutdown()
         thread.join()
+    for connection in connections:  # clients keep them open, and would still be answered
+        with suppress(OSError):
+            connection.shutdown(SHUT_RDWR)

@@ -15,6 +15,7 @@ from dpo_core import mirror as module
 from dpo_core.checkpoint import TrainingState, is_intact, load_latest, save_checkpoint
 from dpo_core.mirror import Mirror
 from dpo_core.training import TrainSection
+from tests.fault_table import attempt
 from tests.train_runs import make_config, rows, run, same
 
 STEPS = 4
@@ -71,6 +72,7 @@ def test_the_mirror_holds_what_the_run_folder_holds_when_training_ends(tiny_sd, 
     assert any(name.startswith("model/unet/") for name in files(far))
 
 
+@attempt("storage of the run's copy gone in the middle", "no step waits, everything is there in the end, same bits")
 @pytest.mark.usefixtures("impatient")
 def test_storage_that_is_gone_for_a_while_holds_up_no_step_and_has_everything_in_the_end(
     tiny_sd, tiny_pairs, tmp_path, straight, caplog, monkeypatch
@@ -121,6 +123,7 @@ def test_storage_that_hangs_holds_up_no_step_and_what_is_missing_is_named_at_the
 
 
 @pytest.mark.parametrize("fault_at", range(12))
+@attempt("machine lost during an upload", "the newest complete checkpoint is fetched, no part of one")
 def test_whatever_upload_is_the_last_one_the_newest_complete_checkpoint_is_fetched(tmp_path, monkeypatch, fault_at):
     near, far = tmp_path / "near", tmp_path / "far"
     put, count = LocalFileSystem.put_file, iter(range(1000))

@@ -11,6 +11,7 @@ from dpo_core.metrics import read_complete_rows
 from dpo_core.resume import refuse_changed_maths
 from dpo_core.spikes import SpikeFile, SpikeGuard
 from dpo_core.training import TrainSection
+from tests.fault_table import attempt
 from tests.tiny_data import make_pairs
 from tests.train_runs import make_config, rows, run, run_ranks, same
 
@@ -49,6 +50,7 @@ def guarded(tmp_path_factory, tiny_sd, poisoned):
     return folder, run(config_of(tiny_sd, poisoned[0]), folder)
 
 
+@attempt("pair with ten thousand times the gradient", "left out on every rank, counted, its ids written down")
 def test_the_update_with_a_poisoned_pair_is_left_out_and_its_pairs_are_written_down(guarded, poisoned):
     folder, _ = guarded
     (found,) = spikes(folder)
