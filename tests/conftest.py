@@ -38,10 +38,10 @@ install_import_hook(["dpo_core"], f"{typechecking.__name__}.checked")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side (``make test``), a file stays in one process, and all that start Ray in the same one."""
-    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    """Side by side (``make test``), a file stays in one process, and all that share a Ray cluster in the same one."""
+    sharing = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in sharing else str(item.path)))
 
 
 @pytest.fixture(scope="session")

@@ -76,6 +76,7 @@ def test_two_ray_workers_train_what_one_process_trains(straight, tmp_path, tiny_
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_two_ray_workers_killed_and_started_again_end_with_the_same_bits(tmp_path, tiny_sd, tiny_pairs):
     never = write_job(tmp_path, tiny_sd, tiny_pairs, name="never-stopped", workers=2, steps=8)
     killed = write_job(tmp_path, tiny_sd, tiny_pairs, name="killed", workers=2, steps=8)
