@@ -2,7 +2,7 @@
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,11 +11,9 @@ from dpo_core.context import RunContext
 from dpo_core.ema import EMA
 from dpo_core.optim import clip, make_optimizer, make_schedule
 from dpo_core.policy import Policy
+from dpo_core.recipe import TrainSection
 from dpo_core.sharding import Sharding
 from dpo_core.spikes import SpikeGuard
-
-if TYPE_CHECKING:
-    from dpo_core.training import TrainSection
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +21,7 @@ log = logging.getLogger(__name__)
 class Learner:
     """Turns the gradient that lies in the parameters into an update, the same on every rank."""
 
-    def __init__(self, config: "TrainSection", policy: Policy, context: RunContext) -> None:
+    def __init__(self, config: TrainSection, policy: Policy, context: RunContext) -> None:
         self.policy = policy
         self.max_grad_norm = config.optim.max_grad_norm
         self.parameters = policy.parameters()

@@ -10,7 +10,7 @@ from dpo_core.schedule import POLYNOMIAL_END
 from dpo_core.timesteps import AnyTimesteps
 
 if TYPE_CHECKING:
-    from dpo_core.training import TrainSection
+    from dpo_core.recipe import TrainSection
 
 
 def check_parts(config: "TrainSection") -> None:

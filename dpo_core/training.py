@@ -5,103 +5,29 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from pydantic import Field, model_validator
-
 from dpo_core.checkpoint import TrainingState, load_agreed, save_checkpoint
 from dpo_core.context import RunContext
-from dpo_core.data.batches import PairBatch, Share
+from dpo_core.data.batches import PairBatch
 from dpo_core.data.encoder import check_encoder
-from dpo_core.data.plan import DataSection, Plan
+from dpo_core.data.plan import Plan
 from dpo_core.data.quarantine import Quarantine, Quarantined, counts_by_reason, read_quarantine, told_counts
 from dpo_core.data.texts import load_family
 from dpo_core.diagnostics import ChosenErrorAlarm
 from dpo_core.export import export_model
-from dpo_core.families import DTYPES, SD15, AnyFamily, Precision, weights_hash
+from dpo_core.families import DTYPES, weights_hash
 from dpo_core.learner import Learner
 from dpo_core.ledger import Ledger, LedgerFile
 from dpo_core.metrics import MetricsFile, RunningMeans, device_memory
 from dpo_core.mirror import Mirror, mirrored
-from dpo_core.noise import NoiseSection
-from dpo_core.objectives import DPO, AnyObjective
-from dpo_core.optim import OptimSection
-from dpo_core.policy import Policy, PolicySection
-from dpo_core.requirements import check_parts, check_timesteps
+from dpo_core.policy import Policy
+from dpo_core.recipe import TrainSection
+from dpo_core.requirements import check_timesteps
 from dpo_core.resume import refuse_changed_maths
-from dpo_core.section import Section
-from dpo_core.shaping import ShapingSection
 from dpo_core.sharding import Sharding
 from dpo_core.spikes import SpikeFile
-from dpo_core.timesteps import AnyTimesteps, Uniform
 from dpo_core.update import Update
 
 log = logging.getLogger(__name__)
-
-
-class LoopSection(Section):
-    """How long and in what pieces to train."""
-
-    seed: int = 0
-    """Seed of everything random in the run."""
-    max_steps: int = Field(default=2000, ge=1)
-    """Updates to make."""
-    global_batch_size: int = Field(default=32, ge=1)
-    """Pairs per update, over all workers and accumulation steps."""
-    worker_batch_size: int = Field(default=8, ge=1)
-    """Pairs per forward pass on one worker; the rest of its share is accumulated."""
-    precision: Precision = "fp32"
-    """Precision of forward and backward passes; weights, errors and updates stay in float32."""
-    log_every: int = Field(default=10, ge=1)
-    """Updates between two rows of metrics.jsonl."""
-    checkpoint_every: int = Field(default=500, ge=1)
-    """Updates between two checkpoints."""
-    keep_checkpoints: int = Field(default=2, ge=1)
-    """How many of the newest checkpoints to keep."""
-    mirror: str | None = None
-    """Where a copy of the run folder is kept up beside the training, such as s3://bucket/runs; an empty run folder goes
-    on from there. A URL of fsspec without credentials, or a path; null keeps none."""
-    export_dtype: Precision = "fp32"
-    """Precision of the exported weights."""
-    max_skipped_in_a_row: int = Field(default=20, ge=0)
-    """End the run when the gradient of more updates than this in a row is not finite, or a spike; each is skipped."""
-    spike_factor: float | None = Field(default=None, gt=1)
-    """Leave out an update whose gradient norm is more than this many times the median of those before it, such as 10;
-    null leaves none out. The pairs of each are written to ``spikes.jsonl``."""
-    spike_window: int = Field(default=50, ge=2)
-    """Of how many updates ``spike_factor`` takes the median; the first ones are never left out."""
-    chosen_error_alarm: float = Field(default=0.05, ge=0)
-    """Warn when the error of the chosen images stays above the reference's by more than this share of it."""
-
-    @model_validator(mode="after")
-    def _windows_fit(self) -> "LoopSection":
-        if self.checkpoint_every % self.log_every:
-            raise ValueError(
-                f"checkpoint_every ({self.checkpoint_every}) must be a multiple of log_every ({self.log_every}), "
-                "or a resumed run would log other means than an uninterrupted one"
-            )
-        return self
-
-    def share(self, context: RunContext) -> Share:
-        """What the process of ``context`` trains on."""
-        return Share(self.seed, self.global_batch_size, self.worker_batch_size, context.rank, context.world_size)
-
-
-class TrainSection(Section):
-    """A training run: which model, which objective, which data, how long."""
-
-    family: AnyFamily = SD15()
-    objective: AnyObjective = DPO()
-    shaping: ShapingSection = ShapingSection()
-    timesteps: AnyTimesteps = Uniform()
-    noise: NoiseSection = NoiseSection()
-    policy: PolicySection = PolicySection()
-    data: DataSection = DataSection()
-    optim: OptimSection = OptimSection()
-    loop: LoopSection = LoopSection()
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> "TrainSection":
-        check_parts(self)
-        return self
 
 
 Batches = Callable[[int], Iterator[list[PairBatch]]]

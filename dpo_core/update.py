@@ -1,7 +1,6 @@
 """The gradient of one update: every micro-batch of this rank forwards and backwards, then the sum over ranks."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,18 +10,16 @@ from dpo_core.diagnostics import diagnose
 from dpo_core.metrics import RunningMeans
 from dpo_core.objectives.base import PairErrors
 from dpo_core.policy import Policy
+from dpo_core.recipe import TrainSection
 from dpo_core.shaping import shape_errors, shape_loss, timestep_weight
 from dpo_core.step import pair_errors, prepare_denoising
-
-if TYPE_CHECKING:
-    from dpo_core.training import TrainSection
 
 
 @dataclass(frozen=True)
 class Update:
     """What every update of a run has in common."""
 
-    config: "TrainSection"
+    config: TrainSection
     policy: Policy
     context: RunContext
     scaler: torch.amp.GradScaler  # pyright: ignore[reportPrivateImportUsage]

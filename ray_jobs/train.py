@@ -14,9 +14,10 @@ from dpo_core.context import LocalContext
 from dpo_core.data.batches import PairBatch, step_batches
 from dpo_core.data.plan import Plan
 from dpo_core.data.quarantine import counts_by_reason, read_quarantine, told_counts
+from dpo_core.recipe import TrainSection
 from dpo_core.section import Section
 from dpo_core.stopping import clear_stop, signals_stop, stop_asked
-from dpo_core.training import TrainSection, train
+from dpo_core.training import train
 from ray_jobs.cluster import ClusterSection, check_fits, gpus_each, start_ray
 from ray_jobs.config import run_verb, save_config
 from ray_jobs.progress import training_progress

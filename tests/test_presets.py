@@ -8,7 +8,7 @@ import pytest
 from diffusers import UNet2DConditionModel
 
 from dpo_core.objectives import AnyObjective
-from dpo_core.training import TrainSection
+from dpo_core.recipe import TrainSection
 from ray_jobs.config import load_config
 from ray_jobs.train import TrainJob
 from tests.tiny_data import make_pairs

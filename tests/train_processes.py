@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dpo_core.recipe import TrainSection
 from dpo_core.stopping import Request
-from dpo_core.training import TrainSection
 from tests.train_runs import Weights, run
 
 

@@ -12,8 +12,9 @@ from dpo_core.context import LocalContext, RunContext
 from dpo_core.data.batches import step_batches
 from dpo_core.data.plan import Plan
 from dpo_core.metrics import read_complete_rows
+from dpo_core.recipe import TrainSection
 from dpo_core.stopping import Request
-from dpo_core.training import TrainSection, train
+from dpo_core.training import train
 
 Weights = dict[str, torch.Tensor]
 

@@ -14,7 +14,7 @@ from dpo_core.data.texts import load_family
 from dpo_core.export import export_model
 from dpo_core.families import DTYPES, weights_hash
 from dpo_core.policy import Policy
-from dpo_core.training import TrainSection
+from dpo_core.recipe import TrainSection
 from ray_jobs.validation.measure import measure
 from ray_jobs.validation.pairs import HeldOut, encoded, held_out_data, read_pairs
 

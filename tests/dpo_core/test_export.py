@@ -9,7 +9,7 @@ from PIL import Image
 
 from dpo_core.export import export_model
 from dpo_core.policy import Policy
-from dpo_core.training import TrainSection
+from dpo_core.recipe import TrainSection
 from tests.tiny_ip_adapter import make_tiny_ip_adapter
 from tests.tiny_models import make_tiny_sd
 

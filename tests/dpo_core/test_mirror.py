@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from dpo_core import mirror as module
 from dpo_core.checkpoint import TrainingState, is_intact, load_latest, save_checkpoint
 from dpo_core.mirror import Mirror
-from dpo_core.training import TrainSection
+from dpo_core.recipe import TrainSection
 from tests.fault_table import attempt
 from tests.train_runs import make_config, rows, run, same
 

@@ -9,8 +9,8 @@ import torch
 from dpo_core.checkpoint import TrainingState, load_latest, save_checkpoint
 from dpo_core.optim import OptimSection, clip, make_optimizer, make_schedule
 from dpo_core.prodigy import Prodigy
+from dpo_core.recipe import TrainSection
 from dpo_core.requirements import check_parts
-from dpo_core.training import TrainSection
 
 PEAK = 0.5
 # name, fields, {updates done: learning rate over peak}, all over 10 updates; values by hand.

@@ -7,9 +7,9 @@ from pydantic import ValidationError
 
 from dpo_core.noising import EpsilonNoising, RectifiedFlow, VelocityNoising
 from dpo_core.objectives import DPO, SFT, PairErrors
+from dpo_core.recipe import TrainSection
 from dpo_core.shaping import ShapingSection, guard_winner, shape_errors, shape_loss, timestep_weight
 from dpo_core.step import penalty
-from dpo_core.training import TrainSection
 from tests.error_maps import error_maps
 
 # Signal-to-noise ratios 9, 1 and 1/9.

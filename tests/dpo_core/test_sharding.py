@@ -18,8 +18,8 @@ from dpo_core.families.ip_adapter import ADAPTER_FILE
 from dpo_core.learner import Learner
 from dpo_core.metrics import RunningMeans
 from dpo_core.policy import Policy
+from dpo_core.recipe import TrainSection
 from dpo_core.sharding import Sharding
-from dpo_core.training import TrainSection
 from dpo_core.update import Update
 from tests.tiny_families import TINY
 from tests.tiny_ip_adapter import make_tiny_ip_adapter

@@ -8,9 +8,9 @@ import pytest
 
 from dpo_core.checkpoint import load_checkpoint
 from dpo_core.metrics import read_complete_rows
+from dpo_core.recipe import TrainSection
 from dpo_core.resume import refuse_changed_maths
 from dpo_core.spikes import SpikeFile, SpikeGuard
-from dpo_core.training import TrainSection
 from tests.fault_table import attempt
 from tests.tiny_data import make_pairs
 from tests.train_runs import make_config, rows, run, run_ranks, same

@@ -11,7 +11,8 @@ from dpo_core.context import LocalContext
 from dpo_core.data.batches import step_batches
 from dpo_core.data.plan import Plan
 from dpo_core.metrics import read_complete_rows
-from dpo_core.training import TrainSection, train
+from dpo_core.recipe import TrainSection
+from dpo_core.training import train
 
 
 def config_of(model: Path, pairs: Path, **overrides) -> TrainSection:

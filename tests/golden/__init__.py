@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dpo_core.training import TrainSection
+from dpo_core.recipe import TrainSection
 from ray_jobs.config import load_config
 from ray_jobs.train import TrainJob
 from tests.tiny_families import TINY

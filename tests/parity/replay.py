@@ -25,8 +25,8 @@ from dpo_core.metrics import RunningMeans
 from dpo_core.objectives import LossOutput, PairErrors
 from dpo_core.objectives.base import per_pair
 from dpo_core.policy import Policy
+from dpo_core.recipe import TrainSection
 from dpo_core.step import Denoising, pair_errors
-from dpo_core.training import TrainSection
 from dpo_core.update import Update
 from tests.recorded import CASES
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from dpo_core.training import TrainSection
+from dpo_core.recipe import TrainSection
 from ray_jobs.prepare import PrepareJob, prepare
 from tests.tiny_data import make_pairs
 from tests.tiny_families import TINY

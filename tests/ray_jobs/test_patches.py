@@ -15,7 +15,7 @@ from dpo_core.data.patch_features import PatchFeatures, VisionSection
 from dpo_core.data.plan import Plan
 from dpo_core.data.quarantine import read_quarantine
 from dpo_core.families import SD15
-from dpo_core.training import TrainSection
+from dpo_core.recipe import TrainSection
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import load_config
 from ray_jobs.patches import PatchesJob, QualitySection, main, make_patches

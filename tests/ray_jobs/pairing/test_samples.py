@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 
 from dpo_core.data.quarantine import read_quarantine
 from dpo_core.data.sources.shapes import captions
-from dpo_core.training import TrainSection
+from dpo_core.recipe import TrainSection
 from ray_jobs.config import load_config
 from ray_jobs.pairing.painter import Painter, as_read
 from ray_jobs.pairing.samples import Judge, Sample, Samples, is_tie, ranked
