@@ -9,8 +9,7 @@ was trained from it against the embedded one; both draw from equal noise.
 
     python -m tests.benchmarks.blind blind 0 100      runs 0 to 99; those there are kept, so it can be done in pieces
     python -m tests.benchmarks.blind seeing 0 20      or, with a model that was trained: seeing 0 20 runs/demo/dpo/model
-    python -m tests.benchmarks.blind crossed 74 100   runs 74 to 99 from images of the others that never met: one
-                                                      side of run 2 i, the other of 2 i + 1
+    python -m tests.benchmarks.blind seeing-all 0 20  with every held-out prompt, twice as many
     python -m tests.benchmarks.blind summary
     python -m tests.benchmarks.blind redrawn 2000     runs put together from the scores of those: for every prompt two
                                                       of its images by chance, one for either side
@@ -27,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 
 from dpo_core.embedded import resolve_model
-from eval.comparison import Comparison, compare_scores
+from eval.comparison import Comparison
 from eval.evaluation import evaluate
 from eval.generate import SamplerSection, make_missing, plan_images
 from eval.models import load_pipeline
@@ -43,12 +42,12 @@ DAMAGE = 0.3
 SETTINGS = {"scheduler": "dpmpp", "num_inference_steps": 12, "guidance_scale": 5.0}
 
 
-def plan_of(models: dict[str, str], seed: int) -> ComparisonPlan:
+def plan_of(models: dict[str, str], seed: int, limit: int | None = PROMPTS) -> ComparisonPlan:
     return ComparisonPlan.model_validate(
         {
             "models": models,
             "prompts": "shapes_heldout",
-            "limit": PROMPTS,
+            "limit": limit,
             "seed": seed,
             "sampler": {**SETTINGS, "batch_size": 36},
             "scorers": [{"kind": "shapes"}],
@@ -77,7 +76,8 @@ def blind_run(pipeline, run: int) -> Comparison:
 def seeing_run(kind: str, run: int, better: str | None) -> Comparison:
     embedded = resolve_model("embedded")
     models = {"base": str(damaged_copy()) if better is None else embedded, "better": better or embedded}
-    return evaluate(plan_of(models, 10_000 + run), OUT / "images" / f"{kind}-{run}")
+    plan = plan_of(models, 10_000 + run, None if kind == "seeing-all" else PROMPTS)
+    return evaluate(plan, OUT / "images" / f"{kind}-{run}")
 
 
 def damaged_copy() -> Path:
@@ -99,22 +99,18 @@ def done(kind: str) -> dict[int, dict]:
     return {row["run"]: row for row in map(json.loads, lines)}
 
 
-def work(kind: str, first: int, last: int, better: str | None = None, *, crossed: bool = False) -> None:
+def work(kind: str, first: int, last: int, better: str | None = None) -> None:
     kind = kind if better is None else "seeing-trained"
     OUT.mkdir(parents=True, exist_ok=True)
     there, pipeline = done(kind), load_pipeline(resolve_model("embedded"))
     for run in range(first, last):
         if run in there:
             continue
-        if crossed:
-            comparison = crossed_run(run - first)
-        else:
-            comparison = blind_run(pipeline, run) if kind == "blind" else seeing_run(kind, run, better)
+        comparison = blind_run(pipeline, run) if kind == "blind" else seeing_run(kind, run, better)
         rival = next(name for name in comparison.models if name != comparison.baseline)
         d = comparison.difference(rival)
         row: dict[str, Any] = {
             "run": run,
-            "crossed": crossed,
             "shown": d.shown,
             "delta": d.delta,
             "low": d.low,
@@ -129,17 +125,8 @@ def work(kind: str, first: int, last: int, better: str | None = None, *, crossed
         print(run, row["verdict"], flush=True)
 
 
-def crossed_run(number: int) -> Comparison:
-    """The comparison of images that are there already, but were not compared with each other."""
-    rows = []
-    for run, model in ((2 * number, "base"), (2 * number + 1, "same")):
-        scores = pq.read_table(OUT / "images" / f"blind-{run}" / "result" / "scores.parquet").to_pylist()
-        rows += [row for row in scores if row["model"] == model]
-    return compare_scores(plan_of({"base": "one", "same": "other"}, 0), rows, [])
-
-
 def summary() -> None:
-    for kind in ("blind", "seeing", "seeing-trained"):
+    for kind in ("blind", "seeing", "seeing-all", "seeing-trained"):
         rows = list(done(kind).values())
         if not rows:
             continue
@@ -181,7 +168,9 @@ def seen_again(runs: int) -> None:
         for model, prompt in sides:
             if model == "base":
                 pairs[prompt].append(sides["better", prompt] - sides["base", prompt])
-    rng, found, table = np.random.default_rng(0), 0, np.array(list(pairs.values()))
+    drawn = max(map(len, pairs.values()))  # runs of fewer prompts are parts of larger ones: those that all have drawn
+    rng, found = np.random.default_rng(0), 0
+    table = np.array([deltas for deltas in pairs.values() if len(deltas) == drawn])
     for _ in range(runs):
         deltas = rng.permuted(table, axis=1)[rng.permutation(len(table))[:PROMPTS], 0]
         low, high = mean_interval(deltas, bound=1.0)
@@ -196,9 +185,7 @@ if __name__ == "__main__":
     elif len(sys.argv) == 3 and sys.argv[1] == "redrawn":
         redrawn(int(sys.argv[2]))
         seen_again(int(sys.argv[2]))
-    elif len(sys.argv) == 4 and sys.argv[1] == "crossed":
-        work("blind", int(sys.argv[2]), int(sys.argv[3]), crossed=True)
-    elif len(sys.argv) in (4, 5) and sys.argv[1] in ("blind", "seeing"):
+    elif len(sys.argv) in (4, 5) and sys.argv[1] in ("blind", "seeing", "seeing-all"):
         work(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
     else:
         raise SystemExit(__doc__)
