@@ -50,6 +50,8 @@ NUDGES = np.stack(np.meshgrid(STEPS, STEPS, STEPS, STEPS), axis=-1).reshape(-1, 
 POINTED = np.array([1.0, 2.0, 1.0, 1.0])
 TRIANGLE_NUDGES = NUDGES * POINTED + [-0.6, -1.6, 0.6, 0.0]
 """The thin corners of a triangle fade into the background, so its box is larger than what is seen of it."""
+THINNEST = 0.1
+"""Pixels that are left of a line's box whose edges were moved towards each other."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,8 @@ def _fit(alpha: NDArray[np.float64]) -> tuple[str, float, tuple[float, float, fl
     fits: list[tuple[float, str, tuple[float, float, float, float]]] = []
     for shape in SHAPES:
         x0, y0, x1, y1 = (edges + (TRIANGLE_NUDGES if shape == "triangle" else NUDGES)).T
-        boxes = np.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], axis=1)
+        sides = np.maximum([x1 - x0, y1 - y0], THINNEST)
+        boxes = np.stack([(x0 + x1) / 2, (y0 + y1) / 2, *sides], axis=1)
         ideal = _sharpen(_ideal(shape, boxes, xs + 0.5, ys + 0.5))
         overlap = np.minimum(ideal, patch).sum((1, 2)) / (np.maximum(ideal, patch).sum((1, 2)) + outside)
         best = int(overlap.argmax())

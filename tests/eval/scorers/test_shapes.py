@@ -118,6 +118,17 @@ def test_anything_else_in_the_picture_spoils_the_count():
     assert check(picture, "a red circle")["correct"] == 0
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_line_of_one_pixel_is_something_that_has_a_quality():
+    for upright in (True, False):
+        line = np.full((64, 64, 3), 255, dtype=np.uint8)
+        line[20:44, 30:31] = (220, 30, 30)
+        image = Image.fromarray(line if upright else line.swapaxes(0, 1).copy())
+        found = check(image, "a red circle")
+        assert found["correct"] == 0.0
+        assert 0 <= found["quality"] <= 1, "not NaN"
+
+
 def test_a_larger_picture_is_read_as_well():
     large = Image.fromarray(draw(CAPTION, 0)).resize((256, 256), Image.Resampling.BICUBIC)
     assert check(large, CAPTION)["correct"] == 1
