@@ -22,6 +22,7 @@ from eval.pairing import (
 from eval.plan import ComparisonPlan
 from eval.prompts import Prompt
 from eval.prompts.overlap import Overlap
+from eval.provenance import Training
 from eval.published import published_rows
 from eval.results import Agreement, Difference, Group, Level, Metric, Published, Rating
 
@@ -55,6 +56,8 @@ class Comparison:
     scores: list[dict[str, Any]] = field(repr=False)
     unit: str = "prompt"
     """What every count and interval is over: prompts, or the subjects of photos."""
+    training: dict[str, Training] = field(default_factory=dict)
+    """Model -> what its folder tells of its training."""
 
     @property
     def headline(self) -> Metric:
@@ -95,12 +98,13 @@ def compare_scores(
     overlaps: Sequence[Overlap] = (),
     protocol: dict[str, Any] | None = None,
     bases: dict[str, str] | None = None,
+    training: dict[str, Training] | None = None,
 ) -> Comparison:
     """Compute every number. ``scores`` are rows of scores.parquet, ``weights`` model name -> hash of its weights.
 
     ``partial``: scorer -> why it is no independent judge; those of ``plan.partial_scorers`` are added. ``bases``: model
-    name -> hub id of the model it is or was trained from, to find published numbers. Pairs are the images of one prompt
-    and seed; those where either score is NaN (does not apply) are left out.
+    name -> hub id of the model it is or was trained from, to find published numbers. ``training`` is only shown. Pairs
+    are the images of one prompt and seed; those where either score is NaN (does not apply) are left out.
     Raises ValueError if a model lacks an image that the baseline has.
     """
     prompts = list(prompts)
@@ -163,6 +167,7 @@ def compare_scores(
         blank={name: len({row["file"] for row in scores if row["model"] == name and row["blank"]}) for name in names},
         scores=list(scores),
         unit=plan.unit,
+        training=training or {},
     )
     return replace(found, groups=_groups(plan, prompts, units, found.headline, of_metric[found.headline.key]))
 

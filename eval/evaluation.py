@@ -211,6 +211,7 @@ def finish(work: Work, scores: list[dict[str, Any]], out: str | Path) -> Compari
         overlaps=find_overlap(work.prompts, captions),
         protocol=protocol(work.plan, work.prompts, settings),
         bases={name: source.base or source.folder for name, source in work.sources.items()},
+        training=training,
     )
 
 

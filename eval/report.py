@@ -134,6 +134,7 @@ def _render(comparison: Comparison, about: About, grids: Sequence[Grid], curves:
         levels={(row.model, row.metric, row.prompt_set): row for row in comparison.levels},
         tested={(d.model, d.against, d.metric, d.prompt_set): d for d in comparison.differences},
         trained_on=_trained_on(comparison),
+        trained=_trained(comparison),
         whole=_whole,
         images=len({(row["model"], row["file"]) for row in comparison.scores}),
         counts={
@@ -165,6 +166,20 @@ def _trained_on(comparison: Comparison) -> dict[str, str]:
         count = f"{'at least ' if unread else ''}{shared} of {mine[0].prompts}"
         told[label] = "unknown" if unread == len(mine) else count
     return told
+
+
+def _trained(comparison: Comparison) -> dict[str, dict[str, str]]:
+    """Model -> column -> who labelled its data and what picked it, with the columns that say something of any model."""
+    columns = {"Labelled by": "labelled_by", "Picked by": "picked_by"}
+    told = {
+        name: {
+            column: ", ".join(getattr(comparison.training[name], key)) if name in comparison.training else ""
+            for column, key in columns.items()
+            if any(getattr(facts, key) for facts in comparison.training.values())
+        }
+        for name in comparison.models
+    }
+    return told if any(any(row.values()) for row in told.values()) else {}
 
 
 def _whole(value: float) -> str:

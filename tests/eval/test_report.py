@@ -3,6 +3,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import jsonschema
@@ -16,6 +17,7 @@ from eval.gallery import BUDGET, data_uri, galleries
 from eval.generate import plan_images
 from eval.plan import ComparisonPlan
 from eval.prompts import Prompt
+from eval.provenance import Training
 from eval.report import Reproduce, write_report
 from eval.verdict import verdict
 
@@ -225,6 +227,18 @@ def test_the_verdict_names_no_winner_without_evidence_and_tells_what_could_be_se
     text = verdict(difference(delta=0.02, low=-0.02, high=0.06, p=0.02, p_adjusted=0.08, shown=False), SHARE)
     assert text.startswith("No difference shown between dpo and base")
     assert text.endswith("A difference of 6.0 points would show in four of five such runs.")
+
+
+def test_the_page_tells_what_labelled_the_data_and_picked_the_model(tmp_path):
+    comparison = make_comparison(tmp_path)
+    assert ">Picked by<" not in write_report(tmp_path, comparison, title="t").read_text("utf-8")
+    told = replace(comparison, training={"dpo": Training(picked_by=["implicit_accuracy"])})
+    page = write_report(tmp_path, told, title="t").read_text("utf-8")
+    assert '<th scope="col">Picked by</th>' in page
+    assert "<td>implicit_accuracy</td>" in page
+    assert "Labelled by" not in page
+    facts = json.loads((tmp_path / "report.json").read_text())
+    assert facts["training"]["dpo"]["picked_by"] == ["implicit_accuracy"]
 
 
 def test_groups_get_their_own_plot(tmp_path):
