@@ -137,10 +137,15 @@ def tasks_at_once(world_size: int) -> int:
 
 
 def read_unit(row: pa.Table, *, recipe: Recipe) -> pa.Table:
+    """The steps of a unit, pickled. A ValueError stands in their place: Ray hands on errors of tasks as text."""
     steps: list[list[Slot]] = pickle.loads(row.column("slots")[0].as_py())
     loader = loader_of(pickle.dumps(recipe))
-    batches = [micro_batches(loader, slots, recipe.share.worker_batch_size) for slots in steps]
-    return pa.table({"batches": pa.array([pickle.dumps(batches, protocol=5)], type=pa.large_binary())})
+    read: list[list[PairBatch]] | ValueError
+    try:
+        read = [micro_batches(loader, slots, recipe.share.worker_batch_size) for slots in steps]
+    except ValueError as error:
+        read = ValueError(str(error))
+    return pa.table({"batches": pa.array([pickle.dumps(read, protocol=5)], type=pa.large_binary())})
 
 
 @lru_cache(maxsize=1)
@@ -151,11 +156,14 @@ def loader_of(recipe: bytes) -> BatchLoader:
 
 
 def iterate(dataset: ray.data.Dataset, prefetch: int) -> Generator[list[list[PairBatch]], None, None]:
-    """Every unit's steps; the execution ends with the iterator."""
+    """Every unit's steps; the execution ends with the iterator. Raises the ValueError of the first unit with one."""
     tables: Any = iter(dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=prefetch))
     with closing(tables):
         for table in tables:
-            yield pickle.loads(table.column("batches")[0].as_buffer())
+            unit: list[list[PairBatch]] | ValueError = pickle.loads(table.column("batches")[0].as_buffer())
+            if isinstance(unit, ValueError):
+                raise unit
+            yield unit
 
 
 def quietly(make: Callable[[], ray.data.Dataset]) -> ray.data.Dataset:

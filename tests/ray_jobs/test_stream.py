@@ -13,6 +13,7 @@ from ray_jobs import stream
 from ray_jobs.stream import bytes_per_pair, cut_steps, ray_step_batches, steps_per_unit
 from tests.local_http import serve
 from tests.same_batches import assert_same, take
+from tests.tiny_data import make_pairs
 
 pytestmark = pytest.mark.timeout(600)  # a cluster on a busy machine takes minutes to start
 
@@ -134,6 +135,16 @@ def test_streaming_leaves_the_settings_of_the_process_alone_and_prints_nothing(r
     assert DataContext.get_current().execution_options.preserve_order == before
     shown = capfd.readouterr()
     assert "Dataset" not in shown.out + shown.err
+
+
+@pytest.mark.ray
+def test_a_file_that_vanishes_under_a_stream_is_told_as_one_process_tells_it(ray_cluster, tmp_path, small_units):
+    section = DataSection(paths=[str(make_pairs(tmp_path / "pairs", 32))], resolution=32, min_side=32)
+    plan = Plan.build(section)
+    (tmp_path / "pairs" / "00001.parquet").unlink()
+    with pytest.raises(ValueError, match=r"00001\.parquet cannot be read as parquet") as raised:
+        list(ray_step_batches(plan, section, SHARE, 0, 4))
+    assert type(raised.value) is ValueError, "Ray's own kinds of errors are not the user's to mend"
 
 
 def test_more_ranks_than_lanes_are_refused_before_ray_is_asked(plan):
