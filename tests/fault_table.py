@@ -6,7 +6,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ class Figures:
     """Updates made twice, over all faults; None where that is no question."""
     seconds: float | None = None
     """From the fault to the first update that had not been made before; None where that is no question."""
+    longest_wait: float | None = None
+    """Seconds that the training thread stood still for it at a time, at most; None where that is no question."""
     promise: str = ""
     """What the test has checked, in a few words."""
 
@@ -44,29 +46,37 @@ def attempt(fault: str, promise: str) -> Iterator[Figures]:
 
 def table(rows: list[Figures]) -> str:
     """The noted figures as Markdown, one line for each kind of fault."""
-    lines = ["| Fault | Runs | Faults | Survived | Updates lost | Seconds to recover | Checked |", "|---" * 7 + "|"]
+    head = ["Fault", "Runs", "Faults", "Survived", "Updates lost", "Seconds to recover", "Longest wait, s", "Checked"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for fault in dict.fromkeys(row.fault for row in rows):
         same = [row for row in rows if row.fault == fault]
-        lost = [row.lost_updates for row in same if row.lost_updates is not None]
-        seconds = [row.seconds for row in same if row.seconds is not None]
         cells = [
             fault,
             len(same),
             sum(row.faults for row in same),
             sum(row.survived for row in same),
-            spread([float(value) for value in lost]),
-            spread(seconds),
+            spread([row.lost_updates for row in same]),
+            spread([row.seconds for row in same]),
+            spread([row.longest_wait for row in same]),
             same[0].promise,
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
-def spread(values: list[float]) -> str:
-    if not values:
+def spread(values: Sequence[float | None]) -> str:
+    """The least and the most of what was measured."""
+    measured = [value for value in values if value is not None]
+    if not measured:
         return ""
-    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    low, high = short(min(measured)), short(max(measured))
     return low if low == high else f"{low} to {high}"
+
+
+def short(value: float) -> str:
+    if value >= 1 or value == 0:
+        return f"{value:.0f}"
+    return f"{value:.2f}" if value >= 0.01 else "below 0.01"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A real MLflow server on this machine, and the log of a run that never was."""
+"""A real MLflow server on this machine, the log of a run that never was, and how long noting it takes."""
 
 import json
 import os
@@ -6,17 +6,45 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from ray_jobs.tracking import Tracker
+
+LONGEST_S = 1.0
+"""No call of a run that notes something may take longer, whatever the server does."""
 
 
 def log_step(run_dir: Path, step: int, **values: float) -> None:
     line = {"step": step, "time": 1_700_000_000.5 + step} | {f"train/{name}": value for name, value in values.items()}
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def notes(tracker: Tracker, run_dir: Path, steps: range) -> list[Callable[[], Any]]:
+    """What a run of ``steps`` does with its record."""
+    image = Image.new("RGB", (64, 64))
+    calls: list[Callable[[], Any]] = [lambda: tracker.log_params({"a": {"b": 1}})]
+    for step in steps:
+        calls.append(lambda step=step: log_step(run_dir, step, loss=float(step)))
+        calls.append(lambda step=step: tracker.log_image(image, "samples/grid", step))
+    return calls
+
+
+def timed(calls: list[Callable[[], Any]], pause_s: float = 0.0) -> float:
+    """Seconds that the slowest of ``calls`` took; ``pause_s`` is between them."""
+    longest = 0.0
+    for call in calls:
+        start = time.monotonic()
+        call()
+        longest = max(longest, time.monotonic() - start)
+        time.sleep(pause_s)
+    return longest
 
 
 def free_port() -> int:

@@ -6,17 +6,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
-from PIL import Image
 
 from ray_jobs.tracking import Tracker, TrackingSection
-from tests.mlflow_servers import free_port, log_step, mlflow_server
+from tests.fault_table import attempt
+from tests.mlflow_servers import LONGEST_S, free_port, log_step, mlflow_server, notes, timed
 
 pytestmark = pytest.mark.timeout(400)
-LONGEST_S, HANGING_S = 1.0, 3600.0
+HANGING_S = 3600.0
+LATER = "nothing waits for it, everything arrives later"
 
 
 class SlowDoor:
@@ -61,41 +61,22 @@ def _pump(source: socket.socket, sink: socket.socket, wait: Callable[[], None]) 
         pass
 
 
-def timed(calls: list[Callable[[], Any]]) -> float:
-    """Seconds that the slowest of ``calls`` took."""
-    longest = 0.0
-    for call in calls:
-        start = time.monotonic()
-        call()
-        longest = max(longest, time.monotonic() - start)
-    return longest
-
-
-def notes(tracker: Tracker, run_dir: Path, steps: range) -> list[Callable[[], Any]]:
-    """What a run of ``steps`` does with its record."""
-    image = Image.new("RGB", (64, 64))
-    calls: list[Callable[[], Any]] = [lambda: tracker.log_params({"a": {"b": 1}})]
-    for step in steps:
-        calls.append(lambda step=step: log_step(run_dir, step, loss=float(step)))
-        calls.append(lambda step=step: tracker.log_image(image, "samples/grid", step))
-    return calls
-
-
 def test_a_server_that_never_answers_holds_up_nothing(tmp_path: Path) -> None:
     door = SlowDoor(target=1)
     door.delay_s = HANGING_S
     made: list[Tracker] = []
     section = TrackingSection(uri=f"http://127.0.0.1:{door.port}")
-    longest = timed([lambda: made.append(Tracker(section, tmp_path))])
-    (tracker,) = made
-    longest = max(longest, timed(notes(tracker, tmp_path, range(20))))
-    end = time.monotonic() + 60
-    while door.visits == 0 and time.monotonic() < end:  # mlflow is imported by now, and hangs in its first request
-        time.sleep(0.05)
-    assert door.visits > 0
-    longest = max(longest, timed(notes(tracker, tmp_path, range(20, 40))))
-    assert longest < LONGEST_S
-    assert not tracker.finish(patience_s=0.5)
+    with attempt("MLflow server never answers", "nothing waits for it") as figures:
+        longest = timed([lambda: made.append(Tracker(section, tmp_path))])
+        (tracker,) = made
+        longest = max(longest, timed(notes(tracker, tmp_path, range(20))))
+        end = time.monotonic() + 60
+        while door.visits == 0 and time.monotonic() < end:  # then mlflow is imported, and hangs in its first request
+            time.sleep(0.05)
+        assert door.visits > 0
+        figures.longest_wait = max(longest, timed(notes(tracker, tmp_path, range(20, 40))))
+        assert figures.longest_wait < LONGEST_S
+        assert not tracker.finish(patience_s=0.5)
 
 
 @pytest.fixture
@@ -110,23 +91,27 @@ def test_what_a_slow_and_then_hanging_server_missed_arrives_later(tmp_path: Path
     door, run_dir = SlowDoor(server), tmp_path / "run"
     run_dir.mkdir()
     section = TrackingSection(uri=f"http://127.0.0.1:{door.port}")
-    door.delay_s = 2.0
-    tracker = Tracker(section, run_dir, poll_s=0.1)
-    slow = timed(notes(tracker, run_dir, range(5)))
-    assert tracker.wait_for_run_id(60) is not None
-    door.delay_s = HANGING_S
-    hanging = timed(notes(tracker, run_dir, range(5, 10)))
-    assert max(slow, hanging) < LONGEST_S
-    assert not tracker.finish(patience_s=0.5)
+    with attempt("MLflow server slow, then hanging", LATER) as figures:
+        figures.faults = 2
+        door.delay_s = 2.0
+        tracker = Tracker(section, run_dir, poll_s=0.1)
+        slow = timed(notes(tracker, run_dir, range(5)), pause_s=0.2)
+        assert tracker.wait_for_run_id(60) is not None
+        door.delay_s = HANGING_S
+        hanging = timed(notes(tracker, run_dir, range(5, 10)), pause_s=0.2)
+        figures.longest_wait = max(slow, hanging)
+        assert figures.longest_wait < LONGEST_S
+        assert not tracker.finish(patience_s=0.5)
 
-    door.delay_s = 0.0
-    again = Tracker(section, run_dir, poll_s=0.1)
-    log_step(run_dir, 10, loss=10.0)
-    assert again.finish(patience_s=30)
-    client = MlflowClient(tracking_uri=f"http://127.0.0.1:{server}")
-    run_id = json.loads((run_dir / "mlflow.json").read_text())["run_id"]
-    points = sorted((point.step, point.value) for point in client.get_metric_history(run_id, "train/loss"))
-    assert points == [(step, float(step)) for step in range(11)]
-    names = " ".join(item.path for item in client.list_artifacts(run_id, "images"))
-    assert all(f"samples~grid+step+{step}+" in names for step in range(10))
-    assert client.get_run(run_id).info.status == "FINISHED"
+        door.delay_s, better = 0.0, time.monotonic()
+        again = Tracker(section, run_dir, poll_s=0.1)
+        log_step(run_dir, 10, loss=10.0)
+        assert again.finish(patience_s=30)
+        figures.seconds = time.monotonic() - better
+        client = MlflowClient(tracking_uri=f"http://127.0.0.1:{server}")
+        run_id = json.loads((run_dir / "mlflow.json").read_text())["run_id"]
+        points = sorted((point.step, point.value) for point in client.get_metric_history(run_id, "train/loss"))
+        assert points == [(step, float(step)) for step in range(11)]
+        names = " ".join(item.path for item in client.list_artifacts(run_id, "images"))
+        assert all(f"samples~grid+step+{step}+" in names for step in range(10))
+        assert client.get_run(run_id).info.status == "FINISHED"
