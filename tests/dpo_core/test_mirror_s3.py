@@ -3,14 +3,16 @@
 import shutil
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dpo_core import mirror as module
+from dpo_core.metrics import read_complete_rows
 from dpo_core.mirror import Mirror
-from dpo_core.training import TrainSection
+from dpo_core.recipe import TrainSection
 from tests.fault_table import attempt
 from tests.local_s3 import environment
 from tests.train_runs import make_config, rows, run, same
@@ -82,7 +84,9 @@ def test_a_server_that_is_gone_for_a_minute_delays_what_arrives_and_no_step(
         steps_done = max(path.stat().st_mtime for path in near.rglob("*.safetensors")) - (now - arrived)
         assert files(buckets / "bucket" / "some runs" / "test") == files(near)
         assert steps_done < 30 < moments["back"] < arrived < moments["back"] + 45
+        times = [row["time"] for row in read_complete_rows(near / "metrics.jsonl")]
         figures.seconds, figures.lost_updates = arrived - moments["back"], 0
+        figures.longest_wait = max(later - earlier for earlier, later in pairwise(times))
 
 
 def test_a_bucket_that_refuses_the_key_is_told_before_training(tiny_sd, tiny_pairs, tmp_path, buckets, monkeypatch):
