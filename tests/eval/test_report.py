@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from eval import gallery
-from eval.comparison import Difference, Metric, compare_scores
+from eval.comparison import compare_scores
 from eval.gallery import BUDGET, data_uri, galleries
 from eval.generate import plan_images
 from eval.plan import ComparisonPlan
@@ -21,7 +21,6 @@ from eval.provenance import Training
 from eval.report import Reproduce, write_report
 from eval.verdict import verdict
 
-SHARE = Metric("shapes", "correct", "all as asked", True, True, True)
 PLAN = ComparisonPlan.model_validate(
     {
         "models": {"base": "a", "dpo": "b"},
@@ -30,33 +29,6 @@ PLAN = ComparisonPlan.model_validate(
         "sampler": {"preset": "sd15"},
     }
 )
-
-
-def difference(**changes) -> Difference:
-    facts = {
-        "model": "dpo",
-        "against": "base",
-        "metric": "shapes/correct",
-        "prompt_set": "shapes_heldout",
-        "prompts": 144,
-        "images": 144,
-        "delta": 0.123,
-        "low": 0.081,
-        "high": 0.164,
-        "effect_size": 0.5,
-        "win_rate": 0.61,
-        "win_low": 0.57,
-        "win_high": 0.65,
-        "wins": 40,
-        "ties": 95,
-        "losses": 9,
-        "p": 0.0004,
-        "p_sign": 0.0004,
-        "p_adjusted": 0.0004,
-        "shown": True,
-        "minimum_detectable": 0.06,
-    }
-    return Difference(**facts | changes)
 
 
 def make_comparison(folder, wins=6, prompts=10, size=(64, 64)):
@@ -213,20 +185,6 @@ def test_large_images_are_left_out_evenly_when_the_page_would_get_too_big(tmp_pa
     monkeypatch.setattr(gallery, "BUDGET", 10**9)
     assert [len(grid.rows) for grid in galleries(comparison, tmp_path)] == [8, 6, 1]
     assert BUDGET < 4_000_000
-
-
-def test_the_verdict_is_a_plain_sentence():
-    assert verdict(difference(), SHARE) == (
-        "dpo beats base on shapes/correct: +12.3 points [+8.1, +16.4], wins 61% [57%, 65%] of 144 prompts "
-        "(ties count half)."
-    )
-    assert verdict(difference(delta=-0.1, low=-0.2, high=-0.05), SHARE).startswith("dpo is worse than base on")
-
-
-def test_the_verdict_names_no_winner_without_evidence_and_tells_what_could_be_seen():
-    text = verdict(difference(delta=0.02, low=-0.02, high=0.06, p=0.02, p_adjusted=0.08, shown=False), SHARE)
-    assert text.startswith("No difference shown between dpo and base")
-    assert text.endswith("A difference of 6.0 points would show in four of five such runs.")
 
 
 def test_the_page_tells_what_labelled_the_data_and_picked_the_model(tmp_path):

@@ -3,11 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eval.comparison import Comparison, compare_scores
+from eval.comparison import Comparison, Difference, Metric, compare_scores
 from eval.plan import ComparisonPlan
 from eval.prompts.overlap import Overlap
 from eval.scorers.geneval import GenEval
-from eval.verdict import cautions, improved, verdicts
+from eval.verdict import cautions, improved, verdict, verdicts
 
 PLAN = ComparisonPlan.model_validate(
     {
@@ -18,6 +18,36 @@ PLAN = ComparisonPlan.model_validate(
         "scorers": [{"kind": "pickscore"}, {"kind": "aesthetic"}],
     }
 )
+
+
+SHARE = Metric("shapes", "correct", "all as asked", True, True, True)
+
+
+def difference(**changes) -> Difference:
+    facts = {
+        "model": "dpo",
+        "against": "base",
+        "metric": "shapes/correct",
+        "prompt_set": "shapes_heldout",
+        "prompts": 144,
+        "images": 144,
+        "delta": 0.123,
+        "low": 0.081,
+        "high": 0.164,
+        "effect_size": 0.5,
+        "win_rate": 0.61,
+        "win_low": 0.57,
+        "win_high": 0.65,
+        "wins": 40,
+        "ties": 95,
+        "losses": 9,
+        "p": 0.0004,
+        "p_sign": 0.0004,
+        "p_adjusted": 0.0004,
+        "shown": True,
+        "minimum_detectable": 0.06,
+    }
+    return Difference(**facts | changes)
 
 
 def compared(gains: dict[str, dict[str, float]], plan: ComparisonPlan = PLAN, **more) -> Comparison:
@@ -43,6 +73,20 @@ def compared(gains: dict[str, dict[str, float]], plan: ComparisonPlan = PLAN, **
 
 
 BOTH = {"dpo": {"pickscore": 2.0, "aesthetic": 2.0}}
+
+
+def test_the_verdict_is_a_plain_sentence():
+    assert verdict(difference(), SHARE) == (
+        "dpo beats base on shapes/correct: +12.3 points [+8.1, +16.4], wins 61% [57%, 65%] of 144 prompts "
+        "(ties count half)."
+    )
+    assert verdict(difference(delta=-0.1, low=-0.2, high=-0.05), SHARE).startswith("dpo is worse than base on")
+
+
+def test_the_verdict_names_no_winner_without_evidence_and_tells_what_could_be_seen():
+    text = verdict(difference(delta=0.02, low=-0.02, high=0.06, p=0.02, p_adjusted=0.08, shown=False), SHARE)
+    assert text.startswith("No difference shown between dpo and base")
+    assert text.endswith("A difference of 6.0 points would show in four of five such runs.")
 
 
 def test_a_scorer_that_labelled_the_data_never_makes_the_headline():
