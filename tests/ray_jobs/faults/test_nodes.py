@@ -41,7 +41,7 @@ def check(config: Path, folder: Path, updates: int, straight: Path) -> None:
 
 def node_ids_by_the_manifest() -> str:
     """What the command in the KubeRay manifest finds as the id of its node; here there are several."""
-    job = yaml.safe_load((ROOT / "ray_jobs" / "cluster" / "rayjob.yaml").read_text())
+    job = yaml.safe_load((ROOT / "ray_jobs" / "manifests" / "rayjob.yaml").read_text())
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     (worker,) = group["template"]["spec"]["containers"]
     *_, command = worker["lifecycle"]["preStop"]["exec"]["command"]
