@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -136,20 +137,35 @@ class Chat:
         async with places:
             content = await asyncio.to_thread(_content, question)
             try:
-                reply = await client.chat.completions.create(
-                    model=endpoint.model,
-                    messages=[{"role": "user", "content": content}],
-                    max_tokens=endpoint.max_tokens,
-                    temperature=endpoint.temperature,
-                )
+                answer = await self._answer(client, content)
             except (api.AuthenticationError, api.PermissionDeniedError, api.NotFoundError, api.RateLimitError) as error:
                 raise ValueError(f"{endpoint.base_url} refuses {endpoint.model!r}: {self._said(error)}") from error
             except (api.APITimeoutError, api.APIStatusError, api.APIResponseValidationError) as error:
                 return self._failure(self._said(error))
             except api.APIConnectionError as error:
                 raise ValueError(f"{endpoint.base_url} cannot be reached: {error.__cause__ or error}") from error
+            except _NoCompletion as error:
+                return self._failure(str(error))
         self._failed_in_a_row = 0
-        return _answer(reply)
+        return answer
+
+    async def _answer(self, client: Any, content: Any) -> Answer:
+        """Asks again while what comes with status 200 is no chat completion, which the client takes as it is."""
+        endpoint = self._endpoint
+        for attempt in range(endpoint.max_retries + 1):
+            try:
+                reply = await client.chat.completions.create(
+                    model=endpoint.model,
+                    messages=[{"role": "user", "content": content}],
+                    max_tokens=endpoint.max_tokens,
+                    temperature=endpoint.temperature,
+                )
+                return _read(reply)
+            except (json.JSONDecodeError, UnicodeDecodeError, _NoCompletion) as error:
+                if attempt == endpoint.max_retries:
+                    raise _NoCompletion(f"the answer is no chat completion: {error}") from error
+                await asyncio.sleep(min(0.5 * 2**attempt, 8))
+        raise AssertionError("unreachable")
 
     def _said(self, error: Exception) -> str:
         """What the server said; some servers repeat the key that they refuse."""
@@ -167,21 +183,43 @@ class Chat:
         return Answer(rejected=RowRejected(Reason.ANSWER_MISSING, what))
 
 
-def _answer(reply: Any) -> Answer:
+class _NoCompletion(Exception):
+    """What a server, or a proxy before it, answered has another form."""
+
+
+def _read(reply: Any) -> Answer:
+    """Raises _NoCompletion: the client checks no types."""
+    choices = getattr(reply, "choices", None)
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = getattr(choice, "message", None)
+    if message is None:
+        raise _NoCompletion(f"it has no choices with a message: {str(reply)[:100]}")
     usage = getattr(reply, "usage", None)
-    sent, answered = (getattr(usage, name, 0) or 0 for name in ("prompt_tokens", "completion_tokens"))
-    spent: dict[str, Any] = {"sent": sent, "answered": answered}
-    if not getattr(reply, "choices", None):
-        return Answer(rejected=RowRejected(Reason.CAPTION_EMPTY, "the answer has no choices"), **spent)
-    choice = reply.choices[0]
-    if refusal := getattr(choice.message, "refusal", None):
-        return Answer(rejected=RowRejected(Reason.CAPTION_REFUSED, refusal[:200]), **spent)
-    if choice.finish_reason == "content_filter":
+    sent, answered = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    spent: dict[str, Any] = {"sent": _count(sent), "answered": _count(answered)}
+    if refusal := getattr(message, "refusal", None):
+        return Answer(rejected=RowRejected(Reason.CAPTION_REFUSED, str(refusal)[:200]), **spent)
+    finish = getattr(choice, "finish_reason", None)
+    if finish == "content_filter":
         return Answer(rejected=RowRejected(Reason.CAPTION_REFUSED, "content filter"), **spent)
     try:
-        return Answer(caption_of(choice.message.content), cut_off=choice.finish_reason == "length", **spent)
+        return Answer(caption_of(_text(getattr(message, "content", None))), cut_off=finish == "length", **spent)
     except RowRejected as rejected:
         return Answer(rejected=rejected, **spent)
+
+
+def _text(content: Any) -> str | None:
+    """Some servers answer in parts, as questions may be asked."""
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        return " ".join(text for text in texts if isinstance(text, str))
+    if not isinstance(content, str | None):
+        raise _NoCompletion(f"its content is {str(content)[:100]}")
+    return content
+
+
+def _count(tokens: Any) -> int:
+    return tokens if isinstance(tokens, int) else 0
 
 
 def _content(question: Question) -> Any:

@@ -20,6 +20,15 @@ REFUSALS = {
     "filter": {"content": "a half"},
     "empty": {"content": "  "},
 }
+GARBLED = {
+    "half": '{"id": "x", "object": "chat.compl',
+    "nothing": "",
+    "html": "<html>busy</html>",
+    "list": "[1]",
+    "no message": '{"choices": [{"index": 0, "finish_reason": "stop", "message": null}]}',
+    "number": '{"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": 7}}]}',
+}
+"""What comes with status 200 and is no chat completion."""
 
 
 @dataclass
@@ -35,8 +44,9 @@ class Call:
 
 @dataclass
 class ChatServer:
-    """``script`` is used up call by call (429, 500, 400, slow, sorry, refusal, filter, empty, long, ok), then all is
-    well. An image is described by its mean colour, a text is answered by itself with "not " before it.
+    """``script`` is used up call by call (429, 500, 400, slow, sorry, refusal, filter, empty, long, parts, ok, and
+    what GARBLED has), then all is well. An image is described by its mean colour, a text is answered by itself with
+    "not " before it.
     """
 
     base_url: str = ""
@@ -49,7 +59,7 @@ class ChatServer:
     stopping: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def answer(self, call: Call) -> tuple[int, dict[str, str], dict[str, Any]]:
+    def answer(self, call: Call) -> tuple[int, dict[str, str], dict[str, Any] | str]:
         with self.lock:
             self.calls.append(call)
             action = self.script.pop(0) if self.script else "ok"
@@ -65,7 +75,11 @@ class ChatServer:
         if action.isdigit():
             headers = {"Retry-After": "1"} if action == "429" else {}
             return int(action), headers, {"error": {"message": f"scripted {action}"}}
+        if action in GARBLED:
+            return 200, {}, GARBLED[action]
         said = REFUSALS.get(action, {"content": f"{call.colour} square" if call.colour else f"not {call.text}"})
+        if action == "parts":
+            said = {"content": [{"type": "text", "text": said["content"]}]}
         finish = {"filter": "content_filter", "long": "length"}.get(action, "stop")
         choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", **said}}
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
@@ -95,7 +109,7 @@ def chat_server(**settings: Any) -> Iterator[ChatServer]:
             colour = colour_of(base64.b64decode(images[0].partition(",")[2])) if images else None
             text = next(part["text"] for part in parts if part["type"] == "text")
             status, headers, reply = state.answer(Call(text, colour, self.headers.get("Authorization"), body))
-            data = json.dumps(reply).encode()
+            data = (reply if isinstance(reply, str) else json.dumps(reply)).encode()
             try:
                 self.send_response(status)
                 for name, value in {**headers, "Content-Type": "application/json"}.items():

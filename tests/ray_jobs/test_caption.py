@@ -23,7 +23,7 @@ from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import load_config, save_config
 from ray_jobs.shards import read_record, run_shards, shard_files
 from tests.ray_jobs.caption_jobs import job, rows_of
-from tests.ray_jobs.chat_server import ChatServer, chat_server
+from tests.ray_jobs.chat_server import GARBLED, ChatServer, chat_server
 from tests.ray_jobs.colour_pairs import colour_pairs, named
 
 pytestmark = pytest.mark.timeout(600)  # a cluster on a busy machine takes minutes to start
@@ -95,6 +95,29 @@ def test_a_server_that_is_busy_broken_or_slow_is_asked_again(pairs, tmp_path):
     assert [(row["caption_0"], row["caption_1"]) for row in rows_of(tmp_path / "out")] == [
         (named(i, 0), named(i, 1)) for i in range(6)
     ]
+
+
+def test_answers_that_are_no_chat_completion_are_asked_for_again_and_text_in_parts_is_read(pairs, tmp_path):
+    script = [action for garbled in GARBLED for action in (garbled, "ok")]
+    with chat_server(script=[*script, "parts"]) as server:
+        settings = {"max_retries": 1, "concurrency": 1}
+        work = job(server, pairs, tmp_path / "out", perturbed=False, endpoint=settings)
+        record = run_shards(shard_job(work), QUIET)
+    assert record.totals["in quarantine"] == 0
+    assert len(server.calls) == 12 + len(GARBLED)
+    assert [row["caption_0"] for row in rows_of(tmp_path / "out")] == [named(i, 0) for i in range(6)]
+
+
+def test_pairs_whose_answers_are_never_chat_completions_are_in_quarantine(tmp_path):
+    pairs = colour_pairs(tmp_path / "pairs", 10)
+    script = [action for garbled in GARBLED for action in (garbled, "ok")]
+    with chat_server(script=script) as server:
+        work = job(server, pairs, tmp_path / "out", perturbed=False, endpoint={"max_retries": 0, "concurrency": 1})
+        run_shards(shard_job(work), QUIET)
+    found = read_quarantine(tmp_path / "out" / "quarantine.parquet")
+    assert [item.row for item in found] == list(range(len(GARBLED)))
+    assert {str(item.reason) for item in found} == {"answer_missing"}
+    assert all(item.detail.startswith("generated_0: the answer is no chat completion: ") for item in found)
 
 
 def test_answers_that_are_no_captions_put_their_pair_in_quarantine(tmp_path):
