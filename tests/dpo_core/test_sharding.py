@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.tensor import DTensor
 
-from dpo_core.context import RunContext
-from dpo_core.data.batches import step_batches
+from dpo_core.context import LocalContext, RunContext
+from dpo_core.data.batches import Share, step_batches
 from dpo_core.data.plan import Plan
 from dpo_core.families.ip_adapter import ADAPTER_FILE
 from dpo_core.learner import Learner
@@ -20,6 +20,7 @@ from dpo_core.metrics import RunningMeans
 from dpo_core.policy import Policy
 from dpo_core.recipe import TrainSection
 from dpo_core.sharding import Sharding
+from dpo_core.step import prepare_denoising
 from dpo_core.update import Update
 from tests.tiny_families import TINY
 from tests.tiny_ip_adapter import make_tiny_ip_adapter
@@ -112,6 +113,34 @@ def test_half_precision_is_that_of_one_process(tiny_sd, tiny_pairs, tmp_path, po
     assert rows(tmp_path / "shared")[0]["train/loss"] == pytest.approx(math.log(2), abs=1e-6)
     skipped = [[row["train/skipped_updates"] for row in rows(tmp_path / name)] for name in ("alone", "shared")]
     assert skipped[0] == skipped[1]
+
+
+@pytest.mark.parametrize("policy", ALWAYS)
+def test_a_network_that_is_shared_out_predicts_the_bits_of_a_whole_one_in_bf16(tiny_sd, tiny_pairs, tmp_path, policy):
+    # A U-Net is cut in contiguous order of memory, where convolutions round otherwise than in channels-last; nothing
+    # else differs forwards. Backwards the hooks of FSDP change the order in which gradients of activations are added.
+    def predictions(sharding: str, context: RunContext) -> list[torch.Tensor]:
+        config = config_of(tiny_sd, tiny_pairs, policy, sharding, loop={"precision": "bf16"})
+        family = config.family.load(context.device, "bf16")
+        family.denoiser.to(memory_format=torch.contiguous_format)
+        parts = Policy(
+            config.policy, family, context.device, "bf16", 0, True, Sharding(context) if sharding == "full" else None
+        )
+        batch = next(step_batches(Plan.build(config.data), config.data, Share(0, 4, 4)))[0]
+        asked = prepare_denoising(parts, config.objective, batch, 0)
+        with torch.no_grad():
+            start = parts.predict(asked.noisy, asked.timesteps, asked.conditioning)
+            for parameter in parts.parameters():
+                parameter.add_(1e-3)
+            after = parts.predict(asked.noisy, asked.timesteps, asked.conditioning)
+        reference = parts.predict_reference(asked.noisy, asked.timesteps, asked.reference_conditioning)
+        return [start, after, reference]
+
+    whole = predictions("none", LocalContext(tmp_path, "cpu"))
+    assert torch.equal(whole[0], whole[2])
+    assert not torch.equal(whole[0], whole[1])
+    for shared in in_processes(tmp_path / "shared", 2, lambda context: predictions("full", context)):
+        assert all(map(torch.equal, whole, shared))
 
 
 def test_a_run_may_change_between_shared_and_whole_weights_whenever_it_goes_on(tiny_sd, tiny_pairs, tmp_path):
