@@ -14,9 +14,8 @@ from dpo_core.metrics import read_complete_rows
 from dpo_core.mirror import Mirror
 from dpo_core.recipe import TrainSection
 from tests.fault_table import attempt
-from tests.local_s3 import environment
+from tests.local_s3 import environment, serve_s3
 from tests.train_runs import make_config, rows, run, same
-from tests.writable_s3 import serve_writable_s3
 
 URL = "s3://bucket/some runs"
 
@@ -42,7 +41,7 @@ def lead_to(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_machine_with_an_empty_run_folder_goes_on_from_a_bucket(tiny_sd, tiny_pairs, tmp_path, buckets, monkeypatch):
     straight = run(config_of(tiny_sd, tiny_pairs, mirror=None), tmp_path / "straight")
-    with serve_writable_s3(buckets) as served:
+    with serve_s3(buckets) as served:
         lead_to(served, monkeypatch)
         run(config_of(tiny_sd, tiny_pairs, max_steps=2), tmp_path / "one machine")
         shutil.rmtree(tmp_path / "one machine")
@@ -56,7 +55,7 @@ def test_a_server_that_is_gone_for_a_minute_delays_what_arrives_and_no_step(
     tiny_sd, tiny_pairs, tmp_path, buckets, monkeypatch
 ):
     near, port, away_s = tmp_path / "near", 0, 60.0
-    with serve_writable_s3(buckets) as served:
+    with serve_s3(buckets) as served:
         lead_to(served, monkeypatch)
         port = int(served.url.rpartition(":")[2])
         Mirror(f"{URL}/test", near, 2).fetch()
@@ -65,7 +64,7 @@ def test_a_server_that_is_gone_for_a_minute_delays_what_arrives_and_no_step(
 
     def come_back() -> None:
         time.sleep(away_s)
-        with serve_writable_s3(buckets, port):
+        with serve_s3(buckets, port):
             moments["back"] = time.monotonic() - began
             finished.wait(120)
 
@@ -91,7 +90,7 @@ def test_a_server_that_is_gone_for_a_minute_delays_what_arrives_and_no_step(
 
 def test_a_bucket_that_refuses_the_key_is_told_before_training(tiny_sd, tiny_pairs, tmp_path, buckets, monkeypatch):
     monkeypatch.setattr(module, "START_LIMIT_S", 0.1)
-    with serve_writable_s3(buckets) as served:
+    with serve_s3(buckets) as served:
         lead_to(served, monkeypatch)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
         monkeypatch.setenv("AWS_REGION", "eu-west-3")  # clients are kept; this is another one
