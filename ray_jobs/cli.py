@@ -36,7 +36,7 @@ def usage() -> str:
     return (
         "usage: palate VERB [--config FILE] [--dry-run] [section.key=value ...]\n\n"
         f"{verbs}\n\n"
-        "  palate VERB --help   every setting of a verb\n"
+        "  palate VERB --help   what a verb does and its settings\n"
         "  palate --version     the version that is installed"
     )
 

@@ -32,6 +32,23 @@ class IPO(Section):
 AnyObjective = Annotated[DPO | IPO, Field(discriminator="kind")]
 
 
+class White(Section):
+    """The same at all frequencies."""
+
+    kind: Literal["white"] = "white"
+    level: float = 1.0
+    """How much of it."""
+
+
+class Pink(Section):
+    """More of the low ones."""
+
+    kind: Literal["pink"] = "pink"
+    level: float = 1.0
+    """How much of it."""
+    power: float = 1.0
+
+
 class Optim(Section):
     """How the weights move."""
 
@@ -54,6 +71,7 @@ class Job(Section):
     """What is learnt."""
     reference: AnyObjective | None = None
     optim: Optim = Optim(lr=1e-6)
+    noise: Annotated[White | Pink, Field(discriminator="kind")] = White()
     scorers: list[AnyObjective] = []
     paths: list[Path] = []
     tags: dict[str, str] = {}
@@ -274,3 +292,32 @@ def test_help_of_one_section_shows_that_section_alone(capsys: pytest.CaptureFixt
     text = capsys.readouterr().out
     assert text.startswith("OPTIM\n  How the weights move.\n")
     assert "objective" not in text
+    assert verb("--help", "optim.lr", "reference.beta") == 0
+    text = capsys.readouterr().out
+    assert text.startswith("optim.lr: float > 0  (default 1e-06)\n    Learning rate after the warm-up.\n")
+    assert "reference.beta: float > 0  (default 5000.0)" in text
+    assert "reference.beta: float > 0  (default 0.1)" in text
+
+
+def test_long_help_shows_the_sections_there_are_and_all_of_it_when_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert verb("--help", "all") == 0
+    everything = capsys.readouterr().out
+    monkeypatch.setattr("ray_jobs.settings.help.LONG", 20)
+    assert verb("--help") == 0
+    text = capsys.readouterr().out
+    assert "--help all         every setting there is: " in text
+    assert "\noptim\n    How the weights move.\n" in text
+    assert "\nobjective (kind: dpo | ipo; default dpo)\n" in text
+    assert "optim.lr" not in text
+    assert verb("--help", "all") == 0
+    assert capsys.readouterr().out == everything
+
+
+def test_help_says_once_what_every_kind_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verb("--help", "noise") == 0
+    text = capsys.readouterr().out
+    assert text.count("noise.level: ") == 1
+    assert text.index("noise.level: ") < text.index("noise.kind=white")
+    assert text.index("noise.kind=pink") < text.index("noise.power: ")
