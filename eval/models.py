@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
+from eval.loras import LORA_FILE, lay_on
+
 ADAPTER_FILE = "ip_adapter.safetensors"
 PROVENANCE = "provenance.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -39,9 +40,7 @@ def load_pipeline(
     else:
         pipeline = _load_full(str(folder), torch_dtype)
     if is_lora(folder):
-        pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
-        pipeline.fuse_lora()
-        pipeline.unload_lora_weights()
+        lay_on(pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
@@ -68,8 +67,8 @@ def base_model(folder: str | Path) -> str:
     path = Path(folder) / PROVENANCE
     if not path.is_file():
         raise ValueError(
-            f"folder {str(folder)!r} has no {PROVENANCE}, so its base model is unknown; "
-            "give the base model or export the run again"
+            f"folder {str(folder)!r} has no {PROVENANCE}, so its base model is unknown; give the base as the model and "
+            "this folder as the LoRA on it (`loras`), or export the run again"
         )
     named = json.loads(path.read_text()).get("base_model")
     if not named:
@@ -122,18 +121,25 @@ def model_hash(folder: str | Path, *, base: str | Path | None = None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _load_full(name: str, dtype: torch.dtype) -> Any:
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
+def check_place(name: str) -> None:
+    """Raise ValueError unless ``name`` is a diffusers folder, or reads like a hub id."""
     path = Path(name)
     if path.is_dir() and not (path / "model_index.json").is_file():
         raise ValueError(
             f"no model in {name!r}: a diffusers folder has a model_index.json, a LoRA folder a {LORA_FILE}"
         )
+    if path.is_file():
+        raise ValueError(f"{name!r} is a file; give a diffusers folder or a hub id, and a LoRA file under `loras`")
     if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
         raise ValueError(f"no model folder {name!r}; give an existing diffusers folder or a hub id 'owner/name'")
+
+
+def _load_full(name: str, dtype: torch.dtype) -> Any:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    check_place(name)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:

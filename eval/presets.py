@@ -118,7 +118,6 @@ def _config(folder: str | Path, part: str | None) -> dict[str, Any]:
             file = Path(hf_hub_download(str(folder), name))
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"sampler.preset: cannot read {name} of {str(folder)!r} ({error}); "
-                "name a preset, or give scheduler, num_inference_steps and guidance_scale"
+                f"cannot read {name} of {str(folder)!r}, by which its preset is chosen: {error}"
             ) from error
     return json.loads(file.read_text("utf-8")) if file.is_file() else {}

@@ -41,7 +41,7 @@ def score_images(
     A score that does not apply to an image is NaN. For a scorer that needs references, every row has ``references``:
     the reference images' files, under ``folder`` or absolute. With each score goes what the number is
     (:class:`eval.scorers.base.Identity`). Raises ValueError if the scorer returns something else than its columns or
-    an infinite value, or if references are needed and missing.
+    an infinite value, if an image cannot be read, or if references are needed and missing.
     """
     scored = []
     identity = scorer.identity()
@@ -77,8 +77,11 @@ def score_images(
 
 
 def _open(file: Path) -> Image.Image:
-    with Image.open(file) as image:
-        return rgb(image)
+    try:
+        with Image.open(file) as image:
+            return rgb(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image {str(file)!r} cannot be read: {error}") from error
 
 
 def _references(rows: Sequence[dict[str, Any]], folder: str | Path, scorer: Scorer) -> list[list[Image.Image]]:

@@ -9,10 +9,11 @@ from typing import Any
 
 from eval.adapters import adapter_name, attach, trained_encoder
 from eval.generate import seeds_of
+from eval.loras import lay_on, lora_name
 from eval.models import (
     ADAPTER_FILE,
-    LORA_FILE,
     base_model,
+    check_place,
     is_ip_adapter,
     is_laid_on,
     load_pipeline,
@@ -20,6 +21,7 @@ from eval.models import (
 )
 from eval.prompts import Prompt
 from eval.prompts.files import SUFFIXES, normalized, read_prompts, read_rows
+from eval.scorers.weights import is_place
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 FILE_COLUMNS = ("file", "file_name", "image", "path")
@@ -68,7 +70,7 @@ class Source:
             return f"images-{digest.hexdigest()[:16]}"
         whole = model_hash(self.folder, base=self.base)
         if self.lora is not None:
-            laid = f"{whole} {_lora_name(self.lora)} {self.scale:g}"
+            laid = f"{whole} {lora_name(self.lora)} {self.scale:g}"
             whole = hashlib.sha256(laid.encode()).hexdigest()[:16]
         if self.adapter is not None:
             laid = f"{whole} {adapter_name(self.adapter.file, self.adapter.image_encoder, self.adapter.scale)}"
@@ -79,15 +81,7 @@ class Source:
         """The pipeline (:func:`eval.models.load_pipeline`) with its LoRA in the weights and its IP-Adapter."""
         pipeline = load_pipeline(self.folder, device, dtype, base=self.base)
         if self.lora is not None:
-            path = Path(self.lora)
-            place = {"weight_name": path.name} if path.is_file() else {}
-            place = {"weight_name": LORA_FILE} if (path / LORA_FILE).is_file() else place
-            try:
-                pipeline.load_lora_weights(str(path.parent if path.is_file() else self.lora), **place)
-            except (OSError, ValueError) as error:
-                raise ValueError(f"cannot lay the LoRA {self.lora!r} on {self.folder!r}: {error}") from error
-            pipeline.fuse_lora(lora_scale=self.scale)
-            pipeline.unload_lora_weights()
+            lay_on(pipeline, self.lora, self.scale)
         if self.adapter is not None:
             attach(pipeline, self.adapter.file, self.adapter.image_encoder, self.adapter.scale)
         return pipeline
@@ -105,7 +99,8 @@ def find_source(
     """The source that a name in a plan means; ``resolve`` knows names that are no paths. Folders become absolute.
 
     ``adapter`` is an IP-Adapter that is laid on; a folder of one brings its own, with photos at ``photos_scale``.
-    Raises ValueError for such a folder if nothing says its encoder, or there are no photos to show it.
+    Raises ValueError for such a folder if nothing says its encoder, or there are no photos to show it, for a model or
+    LoRA that is not there, and for something laid on finished images.
     """
 
     def place(name: str) -> str:
@@ -118,7 +113,14 @@ def find_source(
         if photos_scale is None:
             raise ValueError(f"{model!r} is an IP-Adapter, which is shown photos: set `photos.references`")
         adapter = Adapter(str(Path(folder) / ADAPTER_FILE), trained_encoder(folder), photos_scale)
-    return Source(folder, base, place(lora) if lora else None, scale, adapter)
+    source = Source(folder, base, place(lora) if lora else None, scale, adapter)
+    if source.is_images and (lora or adapter):
+        raise ValueError(f"{model!r} is a folder of finished images; nothing can be laid on it")
+    if not source.is_images:
+        check_place(source.pipeline_folder)
+    if lora and is_place(lora) and not Path(lora).expanduser().exists():
+        raise ValueError(f"no LoRA {lora!r}; give a file, a folder with one, or a hub id 'owner/name'")
+    return source
 
 
 def image_rows(name: str, source: Source, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -193,15 +195,18 @@ def _listing(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _column(listing: Path) -> list[str] | None:
-    """The file of every row, None if the listing has no such column."""
+    """The file of every row, None if the listing has no such column. Raises ValueError for a row without one."""
     if listing.suffix == ".txt":
         return None
     rows = read_rows(listing)
-    column = next((name for name in FILE_COLUMNS if rows and rows[0].get(name)), None)
-    return [str(row[column]) for row in rows] if column else None
-
-
-def _lora_name(lora: str) -> str:
-    path = Path(lora)
-    file = path if path.is_file() else path / LORA_FILE
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else lora
+    column = next((name for name in FILE_COLUMNS if any(row.get(name) for row in rows)), None)
+    if column is None:
+        return None
+    for number, row in enumerate(rows):
+        if not row.get(column):
+            raise ValueError(f"{listing}: row {number} (counted from 0) names no file under {column!r}, as others do")
+    names = [str(row[column]) for row in rows]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{listing} names {twice} {names.count(twice)} times; an image stands for one prompt")
+    return names

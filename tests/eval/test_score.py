@@ -98,3 +98,12 @@ def test_a_scorer_that_needs_references_gets_each_images_own(folder):
     assert [row["score"] for row in score_images(rows, folder, scorer, scorer.load())] == [20.0, 30.0]
     with pytest.raises(ValueError, match=r"'likeness' compares with reference images; .*\.png has none"):
         score_images(manifest, folder, scorer, scorer.load())
+
+
+@pytest.mark.parametrize("content", [b"no image", b"", None])
+def test_an_image_that_cannot_be_read_is_named(folder, content):
+    manifest = pq.read_table(folder / "manifest.parquet").to_pylist()
+    file = folder / manifest[0]["file"]
+    file.write_bytes(file.read_bytes()[:40] if content is None else content)
+    with pytest.raises(ValueError, match=rf"image '.*{file.name}' cannot be read"):
+        score_images(manifest, folder, Redness(), Redness().load())

@@ -105,6 +105,27 @@ def test_images_that_do_not_fit_the_plan_are_refused(images):
         image_rows("other", source, PROMPTS, [0])
 
 
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (
+            [{"file": "9.png", "prompt": "a cat"}, {"prompt": "a dog"}],
+            "row 1 .* names no file under 'file', as others do",
+        ),
+        ([{"file": "9.png", "prompt": "a cat"}, {"file": "9.png", "prompt": "a dog"}], r"names 9\.png 2 times"),
+    ],
+)
+def test_a_list_that_names_no_file_or_one_twice_is_refused(images, rows, problem):
+    (images / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=problem):
+        image_rows("other", find_source(str(images)), PROMPTS, [0])
+
+
+def test_nothing_is_laid_on_finished_images(images, lora):
+    with pytest.raises(ValueError, match="is a folder of finished images; nothing can be laid on it"):
+        find_source(str(images), lora=str(lora))
+
+
 def test_a_model_folder_is_no_folder_of_images(tiny_folder):
     assert not find_source(str(tiny_folder)).is_images
     assert not find_source("owner/name").is_images
