@@ -141,7 +141,13 @@ def _content(file: str) -> str:
 
 
 def draw_and_score(piece: Piece, scorers: Sequence[Scorer], out: str | Path, device: str) -> list[dict[str, Any]]:
-    """Draw the images of ``piece`` that are missing, score what has no scores yet; the score rows of all of it."""
+    """Draw the images of ``piece`` that are missing, score what has no scores yet; the score rows of all of it.
+
+    Scorers are loaded before anything is drawn: weights that are not there should not be told after an hour.
+    """
+    for scorer in scorers:
+        if not part_file(piece.rows, out, scorer).is_file():
+            loaded(scorer, device)
     missing = [row for row in piece.rows if not (Path(out) / row["file"]).is_file()]
     if missing:
         if piece.sampler is None:
@@ -173,8 +179,11 @@ def pipeline_of(source: Source, dtype: str, device: str) -> Any:
 
 
 def loaded(scorer: Scorer, device: str) -> ScoreFunction:
-    """The loaded scorer of this process."""
-    return _load(type(scorer), scorer.model_dump_json(), device)
+    """The loaded scorer of this process. Raises ValueError that names it if it cannot be loaded."""
+    try:
+        return _load(type(scorer), scorer.model_dump_json(), device)
+    except ValueError as error:
+        raise ValueError(f"scorer {scorer.label}: {str(error).removeprefix(f'{scorer.kind} scorer: ')}") from error
 
 
 @lru_cache(maxsize=16)
@@ -190,7 +199,7 @@ def finish(work: Work, scores: list[dict[str, Any]], out: str | Path) -> Compari
     rows = [row for mine in work.rows.values() for row in mine]
     write_manifest(rows, out, {row["file"]: row["blank"] for row in scores})
     write_scores(scores, out)
-    training = {name: training_of(source.lora or source.folder) for name, source in work.sources.items()}
+    training = {name: training_of(*source.parts) for name, source in work.sources.items()}
     partial = {
         scorer: f"{what} of {name}"
         for name, facts in training.items()

@@ -10,6 +10,7 @@ from eval.models import PROVENANCE
 
 JOB_FILE = "job.json"
 LABELLED_BY, PICKED_BY = "labelled_by", "picked_by"
+TRAINED_FROM = ("base_model", "base_denoiser")
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,30 @@ class Training:
     """Scorers that decided which checkpoint or trial was kept."""
 
 
-def training_of(folder: str | Path) -> Training:
-    """Read ``provenance.json`` of a model and ``job.json`` beside the data it names."""
-    facts = _read(Path(folder) / PROVENANCE)
-    data = [str(path) for path in facts.get("config", {}).get("data", {}).get("paths", [])]
+def training_of(*folders: str | Path) -> Training:
+    """Read ``provenance.json`` of a model's parts and of those it was trained from, and ``job.json`` beside their data.
+
+    What an earlier stage was trained by stays in the weights: a run that goes on from an SFT model, or a LoRA that lies
+    on a tuned one, has the judges of both.
+    """
+    waiting, facts = [Path(folder) for folder in folders], dict[Path, dict[str, Any]]()
+    while waiting:
+        place = waiting.pop(0)
+        place = (place.parent if place.is_file() else place).absolute()
+        if place not in facts:
+            facts[place] = told = _read(place / PROVENANCE)
+            waiting += [Path(str(told[key])) for key in TRAINED_FROM if told.get(key)]
+    data = list(dict.fromkeys(str(path) for told in facts.values() for path in _paths(told)))
     jobs = [job for path in data for job in _jobs(Path(path))]
     return Training(
         data,
-        sorted(set(_named(LABELLED_BY, [facts, *jobs]))),
-        sorted(set(_named(PICKED_BY, [facts]))),
+        sorted(set(_named(LABELLED_BY, [*facts.values(), *jobs]))),
+        sorted(set(_named(PICKED_BY, list(facts.values())))),
     )
+
+
+def _paths(facts: dict[str, Any]) -> list[str]:
+    return facts.get("config", {}).get("data", {}).get("paths", [])
 
 
 def _jobs(place: Path) -> list[dict[str, Any]]:

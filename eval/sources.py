@@ -61,6 +61,12 @@ class Source:
         return self.base or self.folder
 
     @property
+    def parts(self) -> list[str]:
+        """All that has been trained of it: the model, what lies under it, and what is laid on it."""
+        adapter = str(Path(self.adapter.file).parent) if self.adapter else None
+        return [part for part in (self.folder, self.base, self.lora, adapter) if part]
+
+    @property
     def weights(self) -> str:
         """Names the exact weights, or the exact images."""
         if self.is_images:

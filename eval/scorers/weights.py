@@ -141,10 +141,15 @@ def _commit(repository: str) -> str:
 def from_folder(kind: Any, place: str, **options: Any) -> Any:
     """A transformers model of class ``kind`` from a folder or hub id, in ``eval`` mode.
 
-    Raises ValueError if it is not there or lacks weights, which ``from_pretrained`` alone would leave random.
+    Raises ValueError if it is not there, is of another shape, or lacks weights, which ``from_pretrained`` alone would
+    leave random.
     """
+    if is_place(place) and not Path(place).expanduser().is_dir():
+        raise ValueError(f"cannot load {kind.__name__}: no folder {place!r}")
     try:
         network, info = kind.from_pretrained(place, output_loading_info=True, **options)
+    except RuntimeError as error:  # weights of another size, which it has listed in the log
+        raise ValueError(f"{place!r} does not fit {kind.__name__}: tensors of another shape") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load {kind.__name__} from {place!r}: {error}") from error
     missing = sorted(info["missing_keys"])

@@ -145,3 +145,11 @@ def test_a_comparison_that_was_killed_goes_on_where_it_was(plan, comparison, tmp
     assert all(file.stat().st_mtime_ns == when for file, when in there.items())
     assert len(list((tmp_path / "images").rglob("*.png"))) == 3 * 24
     assert found.difference("dpo", "clip").delta == pytest.approx(comparison.difference("dpo", "clip").delta, abs=0.05)
+
+
+def test_weights_of_a_scorer_that_are_not_there_are_told_before_anything_is_drawn(plan, tmp_path):
+    scorer = {"kind": "aesthetic", "name": "looks", "clip": "/no/such/clip"}
+    other = ComparisonPlan.model_validate(plan.model_dump() | {"scorers": [*plan.model_dump()["scorers"], scorer]})
+    with pytest.raises(ValueError, match=r"scorer looks: cannot load .*: no folder '/no/such/clip'"):
+        evaluate(other, tmp_path)
+    assert not (tmp_path / "images").exists()

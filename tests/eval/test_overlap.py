@@ -76,3 +76,23 @@ def test_a_model_tells_its_data_and_who_labelled_it(tmp_path):
     assert training_of(tmp_path / "none").labelled_by == []
     (model / "provenance.json").write_text("{")
     assert training_of(model).data == []
+
+
+def test_what_labelled_an_earlier_stage_or_the_model_under_a_lora_is_known_too(tmp_path):
+    told = {
+        "sft": {"base_model": "owner/name", "labelled_by": "hpsv2", "config": {"data": {"paths": ["a"]}}},
+        "dpo": {
+            "base_model": str(tmp_path / "sft"),
+            "labelled_by": "pickscore",
+            "config": {"data": {"paths": ["b", "a"]}},
+        },
+        "lora": {"base_model": "owner/name", "base_denoiser": str(tmp_path / "lora"), "picked_by": "aesthetic"},
+    }
+    for name, facts in told.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "provenance.json").write_text(json.dumps(facts))
+    facts = training_of(tmp_path / "dpo", tmp_path / "lora" / "weights.safetensors")
+    assert facts.labelled_by == ["hpsv2", "pickscore"]
+    assert facts.data == ["b", "a"]
+    (tmp_path / "lora" / "weights.safetensors").touch()
+    assert training_of(tmp_path / "dpo", tmp_path / "lora" / "weights.safetensors").picked_by == ["aesthetic"]
