@@ -19,6 +19,9 @@ from dpo_core.noising import Timesteps
 from dpo_core.section import Section
 from dpo_core.sharding import Sharding
 
+ONLY_OF = dict.fromkeys(("rank", "alpha", "targets", "dora", "text_encoder"), "lora") | {"ip_adapter": "ip_adapter"}
+"""Fields that one method alone reads."""
+
 
 class PolicySection(Section):
     """What is trained of the model."""
@@ -44,9 +47,9 @@ class PolicySection(Section):
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> "PolicySection":
-        for name in ("dora", "text_encoder"):
-            if getattr(self, name) and self.method != "lora":
-                raise ValueError(f"{name} is for method: lora, not for method: {self.method}")
+        for name, method in ONLY_OF.items():
+            if self.method != method and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is for method: {method}, not for method: {self.method}")
         missing = [name for name in ("model", "image_encoder") if getattr(self.ip_adapter, name) is None]
         if self.dora and self.sharding == "full":
             raise ValueError("dora needs whole weights where they are trained: set sharding to none")
@@ -59,8 +62,8 @@ class Policy:
     """Policy and reference of one run. Both go through the same modules under the same autocast.
 
     A LoRA policy is its own reference with the adapters switched off; any other keeps its start weights in a second,
-    frozen copy. Either way, at step 0 both predict the same to the last bit. What is trained is kept in float32, what
-    stays frozen in the precision of the run.
+    frozen copy. Either way, at step 0 both predict the same to the last bit. What is trained is kept in float32, and so
+    is a copy of it; what stays frozen beside it is in the precision of the run.
     """
 
     def __init__(

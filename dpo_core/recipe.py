@@ -10,7 +10,7 @@ from dpo_core.noise import NoiseSection
 from dpo_core.objectives import DPO, AnyObjective
 from dpo_core.optim import OptimSection
 from dpo_core.policy import PolicySection
-from dpo_core.requirements import check_parts
+from dpo_core.requirements import family_needs, objective_needs, optim_needs, policy_needs, shaping_needs
 from dpo_core.section import Section
 from dpo_core.shaping import ShapingSection
 from dpo_core.timesteps import AnyTimesteps, Uniform
@@ -79,5 +79,13 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "TrainSection":
-        check_parts(self)
+        problems = [
+            *family_needs(self.family),
+            *objective_needs(self.objective, self.data),
+            *shaping_needs(self.shaping, self.objective),
+            *policy_needs(self.policy, self.family, self.data, self.optim),
+            *optim_needs(self.optim, self.loop.global_batch_size),
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
         return self

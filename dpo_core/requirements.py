@@ -1,23 +1,17 @@
 """Which parts of a training config fit together; asked before a model is loaded or a GPU is requested."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 
-from dpo_core.families.base import LoadedFamily
+from dpo_core.data.section import DataSection
+from dpo_core.families import AnyFamily, LoadedFamily
+from dpo_core.objectives import AnyObjective
+from dpo_core.optim import OptimSection
+from dpo_core.policy import PolicySection
 from dpo_core.schedule import POLYNOMIAL_END
+from dpo_core.shaping import ShapingSection
 from dpo_core.timesteps import AnyTimesteps
-
-if TYPE_CHECKING:
-    from dpo_core.recipe import TrainSection
-
-
-def check_parts(config: "TrainSection") -> None:
-    """Raise ValueError with every combination in ``config`` that cannot be trained."""
-    problems = [*objective_needs(config), *shaping_needs(config), *policy_needs(config), *optim_needs(config)]
-    if problems:
-        raise ValueError("; ".join(problems))
 
 
 def check_timesteps(timesteps: AnyTimesteps, family: LoadedFamily) -> None:
@@ -31,8 +25,8 @@ def check_timesteps(timesteps: AnyTimesteps, family: LoadedFamily) -> None:
         )
 
 
-def objective_needs(config: "TrainSection") -> Iterator[str]:
-    objective, data = config.objective, config.data
+def objective_needs(objective: AnyObjective, data: DataSection) -> Iterator[str]:
+    """Every reason why ``objective`` cannot train on ``data``."""
     if objective.captions == "per_image" and data.captions != "per_image":
         yield (
             f"objective {objective.kind} needs a caption for each image: set data.captions=per_image "
@@ -50,24 +44,35 @@ def objective_needs(config: "TrainSection") -> Iterator[str]:
         )
 
 
-def policy_needs(config: "TrainSection") -> Iterator[str]:
-    policy, family = config.policy, config.family
-    if policy.sharding == "full" and config.optim.name != "adamw":
+def family_needs(family: AnyFamily) -> Iterator[str]:
+    """Every reason why ``family`` cannot be loaded that can be told without looking for the model."""
+    if family.model == "embedded" and family.kind != "sd15":
+        yield (
+            f"family.model=embedded is a model of family sd15: give family.kind={family.kind} a diffusers folder or a "
+            "hub id"
+        )
+
+
+def policy_needs(policy: PolicySection, family: AnyFamily, data: DataSection, optim: OptimSection) -> Iterator[str]:
+    """Every reason why ``policy`` cannot be made of ``family``, shown ``data`` or trained by ``optim``."""
+    if policy.sharding == "full" and optim.name != "adamw":
         yield (
             f"policy.sharding=full needs an optimiser that works weight by weight: set optim.name=adamw instead of "
-            f"{config.optim.name}"
+            f"{optim.name}"
         )
+    if policy.text_encoder and not family.has_clip:
+        yield f"policy.text_encoder=true is for CLIP text encoders, which family {family.kind} does not have"
     if policy.method == "ip_adapter":
-        if not config.data.prompt_image:
+        if not data.prompt_image:
             yield "policy.method=ip_adapter needs image prompts: set data.prompt_image=true"
         if not family.takes_image_prompts:
             yield f"policy.method=ip_adapter is for the U-Net families (sd15, sdxl), not for {family.kind}"
-    elif config.data.prompt_image:
+    elif data.prompt_image:
         yield f"data.prompt_image=true shows images to an IP-Adapter, which policy.method={policy.method} does not have"
 
 
-def shaping_needs(config: "TrainSection") -> Iterator[str]:
-    objective, shaping = config.objective, config.shaping
+def shaping_needs(shaping: ShapingSection, objective: AnyObjective) -> Iterator[str]:
+    """Every reason why ``shaping`` does not go with ``objective``."""
     if shaping.winner_guard is not None and not objective.has_margin:
         yield f"shaping.winner_guard needs a margin, which objective {objective.kind} does not have"
     if shaping.huber_delta is not None and (objective.needs_shift or shaping.winner_guard is not None):
@@ -77,7 +82,8 @@ def shaping_needs(config: "TrainSection") -> Iterator[str]:
         yield f"shaping.margin_cap needs a margin, which objective {objective.kind} does not have"
 
 
-def optim_needs(config: "TrainSection") -> Iterator[str]:
-    optim, batch = config.optim, config.loop.global_batch_size
-    if optim.schedule == "polynomial" and optim.peak_lr(batch) <= POLYNOMIAL_END:
-        yield f"optim.schedule=polynomial ends at {POLYNOMIAL_END:g}: optim.lr={optim.peak_lr(batch):g} must be above"
+def optim_needs(optim: OptimSection, global_batch_size: int) -> Iterator[str]:
+    """Every reason why ``optim`` cannot run its schedule."""
+    peak = optim.peak_lr(global_batch_size)
+    if optim.schedule == "polynomial" and peak <= POLYNOMIAL_END:
+        yield f"optim.schedule=polynomial ends at {POLYNOMIAL_END:g}: optim.lr={peak:g} must be above"

@@ -14,6 +14,9 @@ from dpo_core.section import Section
 
 LEAST_SNR = 1e-4
 """A timestep with less signal counts as having this much: at a zero terminal SNR weights would be infinite."""
+SNR_GAMMA = 5.0
+"""Of the min-SNR paper."""
+SNR_POWER = 0.5
 
 
 class ShapingSection(Section):
@@ -23,10 +26,10 @@ class ShapingSection(Section):
     """Weight of a timestep, multiplied into all errors: min-SNR (arXiv 2303.09556), debiased (arXiv 2310.08442), or the
     signal-to-noise ratio to the power ``snr_power``. min-SNR and debiased weigh the error of the noise-free latents
     alike, whatever the network predicts."""
-    snr_gamma: float = Field(default=5.0, gt=0)
-    """Where min-SNR caps the signal-to-noise ratio."""
-    snr_power: float = 0.5
-    """Exponent of ``weighting: snr``; negative weighs high noise more."""
+    snr_gamma: float | None = Field(default=None, gt=0)
+    """Where ``weighting: min_snr`` caps the signal-to-noise ratio; null is 5."""
+    snr_power: float | None = None
+    """Exponent of ``weighting: snr``; negative weighs high noise more, null is 0.5."""
     timestep_weights: list[tuple[float, float, float]] = []
     """Further weights over shares of the schedule, as [from, to, weight]; 0 is no noise, 1 pure noise."""
     winner_guard: float | None = Field(default=None, ge=0, lt=1)
@@ -41,6 +44,13 @@ class ShapingSection(Section):
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the chosen image's own error, added to the loss (the NLL term of arXiv 2404.19733). At beta / 4 its
     gradient weighs as much as DPO's at the first update."""
+
+    @model_validator(mode="after")
+    def _fields_belong_together(self) -> "ShapingSection":
+        for name, weighting in (("snr_gamma", "min_snr"), ("snr_power", "snr")):
+            if getattr(self, name) is not None and self.weighting != weighting:
+                raise ValueError(f"{name} belongs to weighting: {weighting}, not to weighting: {self.weighting}")
+        return self
 
     @model_validator(mode="after")
     def _ranges_are_shares(self) -> "ShapingSection":
@@ -67,11 +77,11 @@ def timestep_weight(section: ShapingSection, noising: Noising, timesteps: Tensor
         snr = noising.snr(timesteps).clamp(min=LEAST_SNR)
         per_signal = noising.error_per_signal_error(timesteps).clamp(min=LEAST_SNR)
         if section.weighting == "min_snr":
-            weight = snr.clamp(max=section.snr_gamma) / per_signal
+            weight = snr.clamp(max=SNR_GAMMA if section.snr_gamma is None else section.snr_gamma) / per_signal
         elif section.weighting == "debiased":
             weight = snr.sqrt() / per_signal
         else:
-            weight = snr.pow(section.snr_power)
+            weight = snr.pow(SNR_POWER if section.snr_power is None else section.snr_power)
     share = (timesteps / noising.num_timesteps).clamp(max=1 - 1e-6)
     for low, high, factor in section.timestep_weights:
         weight = torch.where((share >= low) & (share < high), weight * factor, weight)

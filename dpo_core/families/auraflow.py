@@ -1,6 +1,6 @@
 """AuraFlow: one T5-like text encoder, a transformer over patches, a rectified flow."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,8 @@ from dpo_core.noising import Timesteps
 
 class AuraFlow(FlowFamily):
     """The AuraFlow family (fal, 2024; open MMDiT after arXiv 2403.03206)."""
+
+    has_clip: ClassVar[bool] = False
 
     kind: Literal["auraflow"] = "auraflow"
     max_length: int = Field(default=256, ge=1)

@@ -89,6 +89,8 @@ class Family(Section):
 
     takes_image_prompts: ClassVar[bool] = False
     """Whether an IP-Adapter can be put into the denoiser."""
+    has_clip: ClassVar[bool] = True
+    """Whether captions are read by CLIP, whose encoders may get adapters of their own."""
 
     model: str = "embedded"
     """A diffusers folder, a hub id, or ``embedded``: the tiny model that ships with the package."""

@@ -3,6 +3,7 @@
 diffusers is imported where it loads something: it takes seconds, which help and dry runs need not wait for.
 """
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,25 @@ def load_pipeline(
 
     ``pipeline_type`` is its class in diffusers, ``denoiser`` what it calls its denoiser: unet or transformer. Parts
     that the model was saved without are None; diffusers alone would refuse them. Raises ValueError when there is no
-    such pipeline.
+    such pipeline, before any weights are read if it has the denoiser of another family.
     """
     import diffusers
 
     index = read_index(config)
+    kind: Any = getattr(diffusers, pipeline_type)
+    needed: str = inspect.signature(kind.__init__).parameters[denoiser].annotation.__name__
+    if (found := index.get(denoiser, [None, None])[1]) != needed:
+        raise wrong_model(config, f"cannot be loaded as a {pipeline_type}: its {denoiser} is {found}, not {needed}")
     missing = [name for name, entry in index.items() if entry == [None, None]]
     parts: dict[str, Any] = dict.fromkeys([*without, *missing])
     if config.denoiser is not None and denoiser not in without:
         parts[denoiser] = load_part("denoiser", denoiser, config.denoiser, dtype)
+        if (other := type(parts[denoiser]).__name__) != needed:
+            raise ValueError(f"family.denoiser: {config.denoiser!r} is a {other}, but a {pipeline_type} has a {needed}")
     if config.vae is not None and "vae" not in without:
         parts["vae"] = load_part("vae", "vae", config.vae, dtype)
     try:
-        return getattr(diffusers, pipeline_type).from_pretrained(
+        return kind.from_pretrained(
             config.source,
             revision=config.revision,
             variant=config.variant,

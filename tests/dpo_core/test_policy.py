@@ -148,6 +148,9 @@ def test_targets_that_fit_nothing_are_named(tiny_sd):
     ("fields", "why"),
     [
         ({"dora": True}, "dora is for method: lora"),
+        ({"rank": 64}, "rank is for method: lora, not for method: full"),
+        ({"targets": ["to_q"], "method": "full"}, "targets is for method: lora"),
+        ({"method": "lora", "ip_adapter": {"resampler": True}}, "ip_adapter is for method: ip_adapter"),
         ({"method": "ip_adapter", "text_encoder": True}, "text_encoder is for method: lora"),
         ({"method": "ip_adapter"}, r"needs ip_adapter\.model and ip_adapter\.image_encoder"),
         ({"method": "ip_adapter", "ip_adapter": {"model": "a.safetensors"}}, r"needs ip_adapter\.image_encoder"),

@@ -61,7 +61,7 @@ def test_networks_that_predict_other_things_weigh_the_same_error_of_the_image_al
 @pytest.mark.parametrize("weighting", ["min_snr", "debiased", "snr"])
 @pytest.mark.parametrize("noising", [EpsilonNoising, VelocityNoising])
 def test_weights_are_finite_without_any_signal(weighting: Any, noising: Any) -> None:
-    section = ShapingSection(weighting=weighting, snr_power=-0.5)
+    section = ShapingSection(weighting=weighting, snr_power=-0.5 if weighting == "snr" else None)
     ends = weights(section, noising(torch.tensor([0.99, 0.0])), torch.tensor([0, 1]))
     assert all(math.isfinite(end) for end in ends)
     if weighting == "min_snr" and noising is EpsilonNoising:
@@ -177,12 +177,18 @@ def test_penalty_is_the_square_continued_by_its_tangent():
     [
         ("sft", {"winner_guard": 0.5}, "winner_guard needs a margin, which objective sft does not have"),
         ("patchdpo", {"margin_cap": 1.0}, "margin_cap needs a margin, which objective patchdpo does not have"),
+        ("dpo", {"snr_gamma": 5.0}, "snr_gamma belongs to weighting: min_snr, not to weighting: none"),
+        (
+            "dpo",
+            {"weighting": "snr", "snr_gamma": 1.0},
+            "snr_gamma belongs to weighting: min_snr, not to weighting: snr",
+        ),
         ("dspo", {"huber_delta": 1.0}, "huber_delta is not possible with objective dspo"),
         ("dpo", {"huber_delta": 1.0, "winner_guard": 0.5}, "huber_delta is not possible with shaping.winner_guard"),
     ],
 )
 def test_what_does_not_fit_an_objective_is_refused_before_anything_runs(
-    objective: str, shaping: dict[str, float], complaint: str
+    objective: str, shaping: dict[str, Any], complaint: str
 ) -> None:
     config = {"data": {"paths": ["x"]}, "objective": {"kind": objective}, "shaping": shaping}
     with pytest.raises(ValidationError, match=complaint):

@@ -27,7 +27,7 @@ def margins_and_loss(case: LossCase, weight: torch.Tensor | None = None) -> tupl
     # Our Huber loss is twice the usual one, so that beta means the same for small residuals.
     objective = DPO(beta=case.hyper["beta_dpo"] / (2 if delta else 1))
     section = ShapingSection(
-        weighting=WEIGHTINGS[case.hyper["loss_module"]], snr_gamma=case.hyper["snr_gamma"] or 5.0, huber_delta=delta
+        weighting=WEIGHTINGS[case.hyper["loss_module"]], snr_gamma=case.hyper["snr_gamma"], huber_delta=delta
     )
     target = noising.target(case["latents"], case["noise"], timesteps)
     errors = recorded_errors(objective, case.prediction, target, case["ref_pred"], timesteps, huber_delta=delta)

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -222,3 +223,26 @@ def test_a_model_of_another_family_and_a_folder_without_a_model_are_named_in_one
             config.model_copy(update={"model": str(folder)}).load(CPU, "fp32")
         assert str(folder) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+OTHERS = [(kind, other) for kind in ("sd15", "sdxl", "sd3", "flux", "auraflow") for other in TINY]
+
+
+@pytest.mark.parametrize(("kind", "other"), [pair for pair in OTHERS if not pair[1].startswith(pair[0])])
+def test_a_model_of_another_family_is_refused_before_its_weights_are_read(tiny_models, kind: str, other: str):
+    family = config_of(kind, tiny_models[other])
+    with (
+        patch("diffusers.DiffusionPipeline.from_pretrained", side_effect=AssertionError),
+        pytest.raises(
+            ValueError, match=r"^family\.model: .*(is not of the family|cannot be loaded as a \w+Pipeline: its)"
+        ),
+    ):
+        family.load(CPU, "fp32")
+
+
+def test_a_denoiser_of_another_family_is_refused(tiny_models):
+    family = config_of("flux", tiny_models["flux"]).model_copy(update={"denoiser": str(tiny_models["sd3"])})
+    with pytest.raises(
+        ValueError, match=r"family\.denoiser: .* is a SD3Transformer2DModel, but a FluxPipeline has a Flux"
+    ):
+        family.load(CPU, "fp32")
