@@ -1,14 +1,13 @@
 """palate caption: give each image of a pair its own caption, for DCPO."""
 
 import sys
-from pathlib import Path
 
 from pydantic import Field, model_validator
 from rich.console import Console
 
 from dpo_core.data.images import ImageLimits
-from dpo_core.data.locations import LocalFolder
 from dpo_core.data.section import DataSection
+from dpo_core.data.writing import OutFolder
 from dpo_core.section import Section
 from eval.scorers.clip import CLIPScore
 from ray_jobs.captioning.endpoint import NOT_IN_RESULT, Endpoint
@@ -26,7 +25,7 @@ class CaptionJob(Section):
 
     data: DataSection = DataSection()
     """The pairs. Their prompts are read from caption, or from caption_0 and caption_1 (data.captions=per_image)."""
-    out: LocalFolder = "runs/captions"
+    out: OutFolder = "runs/captions"
     """Folder of the new set; train on it with data.captions=per_image."""
     shard_pairs: int = Field(default=32, ge=1)
     """Pairs per shard, rounded up to whole row groups; what a killed job asks for again."""
@@ -79,7 +78,7 @@ def shard_job(job: CaptionJob) -> ShardJob:
     kept = {name: getattr(data, name) for name in ("captions", "min_side", "max_megapixels", "max_aspect")}
     return ShardJob(
         verb="caption",
-        folder=Path(job.out),
+        folder=job.out,
         source=read_source(data, takes="decided"),
         recipe=recipe,
         settings=settings | {f"data.{name}": value for name, value in kept.items()},

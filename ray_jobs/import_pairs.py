@@ -4,15 +4,14 @@ import hashlib
 import math
 import sys
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from pydantic import Field
 from rich.console import Console
 
 from dpo_core.data import images, schema
-from dpo_core.data.locations import LocalFolder, name_of
+from dpo_core.data.files import JOB_FILE, open_parquet, read_columns
+from dpo_core.data.locations import name_of, there
 from dpo_core.data.quarantine import Reason, RowRejected
 from dpo_core.data.scan import RowGroup
 from dpo_core.data.sources import AnySource, PickAPic, Pointer
@@ -28,6 +27,7 @@ from dpo_core.data.sources.index import (
     taken_rows,
     write_index,
 )
+from dpo_core.data.writing import OutFolder, settled
 from dpo_core.section import Section
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import run_verb
@@ -51,7 +51,7 @@ INDEX = ".index"
 class ImportJob(Section):
     """A preference set in our own schema: which source, which of its pairs, into which folder."""
 
-    out: LocalFolder = "runs/import"
+    out: OutFolder = "runs/import"
     """Folder for the parquet shards; data.paths of other jobs may name it."""
     source: AnySource = PickAPic()
     filters: FilterSection = FilterSection()
@@ -155,7 +155,7 @@ def shard_job(job: ImportJob, facts: Facts) -> ShardJob:
         raise ValueError(
             f"no pair is left of {facts.total}: " + ", ".join([*reasons, f"{len(facts.quarantined)} in quarantine"])
         )
-    files = index_files(index_folder(job)) if index_folder(job).exists() else []
+    files = index_files(index_folder(job))
     source = Source(
         parts=[part for file in files for part in _parts(file)],
         schema=shard_schema(job.source, facts),
@@ -167,28 +167,29 @@ def shard_job(job: ImportJob, facts: Facts) -> ShardJob:
     )
     per_image = "caption_0" in job.source.extra_columns()
     recipe = ImportRecipe(job, per_image=per_image)
-    folder, share = Path(job.out), job.max_quarantined_share
+    folder, share = job.out, job.max_quarantined_share
     return ShardJob("import", folder, source, recipe, _settings(job), job.cluster, job.shard_pairs, share)
 
 
 def _parts(file: str) -> list[Part]:
     """The row groups of a file of the index."""
     parts, first = list[Part](), 0
-    with pq.ParquetFile(file) as parquet:
+    with open_parquet(file) as parquet:
+        told = read_columns(parquet, file, [ORIGIN, *schema.LABELS]).to_pylist()
         for group in range(parquet.num_row_groups):
-            rows = parquet.read_row_group(group, columns=[ORIGIN, *schema.LABELS]).to_pylist()
+            rows = told[first : first + parquet.metadata.row_group(group).num_rows]
             sides = [schema.chosen_side(row["label_0"], row["label_1"]) for row in rows]
             origins = [row[ORIGIN].rpartition("#") for row in rows]
             ids = [f"{name_of(origin)}#{row}" for origin, _, row in origins]
             # Millions of pairs share a few names of files.
-            places, told = list(range(len(rows))), tuple((sys.intern(origin), int(row)) for origin, _, row in origins)
-            parts.append(Part(RowGroup(file, group, first), places, ids, sides, told))
+            places, named = list(range(len(rows))), tuple((sys.intern(origin), int(row)) for origin, _, row in origins)
+            parts.append(Part(RowGroup(file, group, first), places, ids, sides, named))
             first += len(rows)
     return parts
 
 
-def index_folder(job: ImportJob) -> Path:
-    return Path(job.out).resolve() / INDEX
+def index_folder(job: ImportJob) -> str:
+    return f"{settled(job.out)}/{INDEX}"
 
 
 def _settings(job: ImportJob) -> dict[str, Any]:
@@ -197,8 +198,8 @@ def _settings(job: ImportJob) -> dict[str, Any]:
 
 def _refuse_another_job(job: ImportJob) -> None:
     """Before a source is read that may be large."""
-    folder = Path(job.out).resolve()
-    if (folder / "job.json").exists():
+    folder = settled(job.out)
+    if there(f"{folder}/{JOB_FILE}"):
         found = read_record(folder)
         wanted = Record("import", found.source, _settings(job), job.shard_pairs)
         if differences := found.differences(wanted):
@@ -212,7 +213,7 @@ def plan_rows(job: ImportJob) -> list[tuple[str, str]]:
         pass
     shards = math.ceil(facts.taken / job.shard_pairs)
     return [
-        ("folder", str(Path(job.out).resolve())),
+        ("folder", settled(job.out)),
         ("source", f"{job.source.kind}: {job.source.expects}"),
         ("pairs", f"{facts.taken:,} of {facts.total:,}"),
         ("left out", ", ".join(f"{count:,} {why}" for why, count in facts.left_out.items()) or "none"),

@@ -1,14 +1,13 @@
 """palate label: let a scorer label preference pairs, filter them, or score them."""
 
 import sys
-from pathlib import Path
 
 from pydantic import Field
 from rich.console import Console
 
 from dpo_core.data.images import ImageLimits
-from dpo_core.data.locations import LocalFolder
 from dpo_core.data.section import DataSection
+from dpo_core.data.writing import OutFolder
 from dpo_core.section import Section
 from eval.scorers import AnyScorer
 from ray_jobs.cluster import ClusterSection
@@ -23,7 +22,7 @@ class LabelJob(Section):
 
     data: DataSection = DataSection()
     """The pairs, labelled or not."""
-    out: LocalFolder = "runs/labels"
+    out: OutFolder = "runs/labels"
     """Folder of the new set."""
     shard_pairs: int = Field(default=32, ge=1)
     """Pairs per shard, rounded up to whole row groups; what a killed job scores again."""
@@ -66,7 +65,7 @@ def shard_job(job: LabelJob) -> ShardJob:
     kept = {name: getattr(data, name) for name in ("captions", "min_side", "max_megapixels", "max_aspect")}
     return ShardJob(
         verb="label",
-        folder=Path(job.out),
+        folder=job.out,
         source=source,
         recipe=recipe,
         settings=settings | {f"data.{name}": value for name, value in kept.items()},

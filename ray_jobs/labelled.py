@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from dpo_core.data.locations import folder_of, is_url, there
 from ray_jobs.shards import JOB_FILE, read_record
 
 LABELLED_BY = "labelled_by"
@@ -16,8 +17,13 @@ def labelled_by(paths: Iterable[str]) -> list[str]:
     """
     names: dict[str, None] = {}
     for path in paths:
-        folder = Path(path).expanduser()
-        folder = folder if folder.is_dir() else folder.parent
-        if (folder / JOB_FILE).is_file():
+        if is_url(path):
+            is_folder = not path.endswith(".parquet") and not any(sign in path for sign in "*?[")
+            folder = path.rstrip("/") if is_folder else folder_of(path)
+        else:
+            place = Path(path).expanduser()
+            folder = str(place if place.is_dir() else place.parent)
+        # A web server may answer anything to a question for a file that is not there.
+        if not folder.startswith("http") and there(f"{folder}/{JOB_FILE}"):
             names |= dict.fromkeys(read_record(folder).report.get(LABELLED_BY, []))
     return list(names)

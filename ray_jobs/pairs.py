@@ -1,12 +1,11 @@
 """palate pairs: make preference pairs: from a model's own images, from chosen images made worse or exchanged."""
 
 import sys
-from pathlib import Path
 
 from pydantic import Field
 from rich.console import Console
 
-from dpo_core.data.locations import LocalFolder
+from dpo_core.data.writing import OutFolder
 from dpo_core.section import Section
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import run_verb
@@ -24,8 +23,8 @@ class PairsJob(Section):
     Scorers that label are named in the set's ``job.json``: what is trained on their choice is not for them to judge.
     """
 
-    out: LocalFolder = "runs/pairs"
-    """Folder for the parquet shards, seen by every node under this path."""
+    out: OutFolder = "runs/pairs"
+    """Folder for the parquet shards: on a disk that every node sees, or in a bucket (s3://, gs://)."""
     recipe: AnyRecipe = World()
     """How pairs are made."""
     seed: int = Field(default=0, ge=0)
@@ -47,7 +46,7 @@ def make_pairs(job: PairsJob, console: Console | None = None) -> Record:
 def shard_job(job: PairsJob, source: Source, identity: dict[str, str]) -> ShardJob:
     return ShardJob(
         verb="pairs",
-        folder=Path(job.out),
+        folder=job.out,
         source=source,
         recipe=job.recipe.work(source, job.seed),
         settings=settings_of(job, leave_out=NOT_DECISIVE) | identity,

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 from rich.console import Console
 
 from dpo_core.data import images, schema
-from dpo_core.data.locations import LocalFolder
+from dpo_core.data.files import read_column
 from dpo_core.data.patch_features import VisionSection, image_side, load_vision_config, patch_size
 from dpo_core.data.quarantine import Reason, RowRejected
 from dpo_core.data.section import DataSection
+from dpo_core.data.writing import OutFolder
 from dpo_core.families import AnyFamily
 from dpo_core.section import Section
 from ray_jobs.cluster import ClusterSection
@@ -60,7 +60,7 @@ class QualitySection(Section):
 class PatchesJob(Section):
     """Patch quality maps for PatchDPO (arXiv 2412.03177), our reading of the paper: its code was never released."""
 
-    out: LocalFolder = "runs/patches"
+    out: OutFolder = "runs/patches"
     """Folder for the pairs with their maps; give it to `data.paths` of a training job with `data.quality=true`."""
     data: DataSection = DataSection()
     """The pairs. Images are cropped as in training, at the centre, so `resolution` must be that of the training."""
@@ -126,7 +126,7 @@ class PatchRecipe(Recipe):
         """Mean quality, and the shares of values at 0 and at 1: far from zero, `quality.low` and `high` lose detail."""
         means: dict[str, Any] = {}
         for name in schema.QUALITY:
-            columns = (pq.read_table(file, columns=[name]).column(name).combine_chunks() for file in files)
+            columns = (read_column(file, name).combine_chunks() for file in files)
             values = np.concatenate([column.flatten().flatten().to_numpy() for column in columns])
             shown = {"mean": values.mean(), "at 0": (values <= 0).mean(), "at 1": (values >= 1).mean()}
             means[name] = {what: round(float(value), 4) for what, value in shown.items()} if len(values) else {}
@@ -160,7 +160,7 @@ def shard_job(job: PatchesJob, source: Source) -> ShardJob:
     settings = settings_of(job, leave_out=NOT_DECISIVE)
     return ShardJob(
         verb="patches",
-        folder=Path(job.out),
+        folder=job.out,
         source=source,
         recipe=PatchRecipe(
             job.data,

@@ -4,7 +4,6 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -22,10 +21,10 @@ from dpo_core.data.latents import (
     shard_quarantine,
     write_cache,
 )
-from dpo_core.data.locations import LocalFolder
 from dpo_core.data.plan import Plan, Slot
 from dpo_core.data.quarantine import check_share, counts_by_reason, write_quarantine
 from dpo_core.data.section import DataSection
+from dpo_core.data.writing import OutFolder, names_in, remove_leftovers, settled
 from dpo_core.families import SD15, AnyFamily, Precision
 from dpo_core.section import Section
 from ray_jobs.cluster import ClusterSection
@@ -41,8 +40,9 @@ CAPTIONS_PER_SHARD = 512
 class CacheSection(Section):
     """What is written, and how it is computed."""
 
-    folder: LocalFolder = "latents"
-    """Folder of the cache; data.paths of a training job may name it."""
+    folder: OutFolder = "latents"
+    """Folder of the cache, on a disk that every node sees or in a bucket (s3://, gs://); data.paths of a training job
+    may name it."""
     dtype: Literal["float32", "float16"] = "float32"
     """How posteriors and text states are stored; float16 halves the space and rounds at the fourth digit."""
     shard_pairs: int = Field(default=256, ge=1)
@@ -121,7 +121,7 @@ def plan_rows(job: PrepareJob) -> list[tuple[str, str]]:
     extra = (", mirrored too" if job.cache.flips else "") + ("; and text states" if job.cache.text else "")
     shards = make_shards(plan, job.cache.shard_pairs)
     return [
-        ("cache folder", str(Path(job.cache.folder).resolve())),
+        ("cache folder", settled(job.cache.folder)),
         ("usable pairs", f"{plan.rows:,} ({len(plan.quarantined)} in quarantine, {plan.ties} ties left out)"),
         ("shards", f"{len(shards):,}, of which {len(done_shards(job.cache.folder, len(shards))):,} are there"),
         ("size", f"{size / 1e6:,.1f} MB (latents of {' x '.join(map(str, shape))}{extra})"),
@@ -129,19 +129,19 @@ def plan_rows(job: PrepareJob) -> list[tuple[str, str]]:
     ]
 
 
-def done_shards(folder: str | Path, count: int) -> set[int]:
-    names = {Path(file).name for file in shard_files(folder)}
+def done_shards(folder: str, count: int) -> set[int]:
+    names = set(names_in(settled(folder)))
     return {index for index in range(count) if shard_name(index) in names}
 
 
-def prepare(job: PrepareJob, console: Console | None = None) -> Path:
+def prepare(job: PrepareJob, console: Console | None = None) -> str:
     """Fill the cache folder, or what is missing of it; returns the folder.
 
     Raises ValueError when the data or the model cannot be read, when too many images cannot be used, and when the
     folder holds another cache.
     """
     console = console or Console()
-    folder = Path(job.cache.folder).resolve()
+    folder = settled(job.cache.folder)
     plan = image_plan(job)
     cache = wanted_cache(job, plan)
     if is_cache(folder):
@@ -151,10 +151,8 @@ def prepare(job: PrepareJob, console: Console | None = None) -> Path:
         if found.complete:
             console.print(f"nothing to do: {folder} is complete")
             return folder
-    folder.mkdir(parents=True, exist_ok=True)
     write_cache(folder, cache)
-    for left_by_a_killed_job in (*folder.glob(".shard-*"), *folder.glob(".text-*")):
-        left_by_a_killed_job.unlink()
+    remove_leftovers(folder)
     shards = make_shards(plan, job.cache.shard_pairs)
     done = done_shards(folder, len(shards))
     missing = [index for index in range(len(shards)) if index not in done]
@@ -164,34 +162,34 @@ def prepare(job: PrepareJob, console: Console | None = None) -> Path:
     return finish(job, folder, plan, cache, console)
 
 
-def encode(job: PrepareJob, folder: Path, plan: Plan, shards: list[range], missing: list[int]) -> Iterator[None]:
+def encode(job: PrepareJob, folder: str, plan: Plan, shards: list[range], missing: list[int]) -> Iterator[None]:
     """Write the ``missing`` shards; yields after each one."""
     from ray_jobs import encoding
 
-    tasks = [encoding.ShardTask(str(folder / shard_name(index)), slots_of(plan, shards[index])) for index in missing]
+    tasks = [encoding.ShardTask(f"{folder}/{shard_name(index)}", slots_of(plan, shards[index])) for index in missing]
     if job.cluster.num_workers == 0 or not tasks:
         return encoding.encode_here(tasks, recipe_of(job))
     return encoding.encode_on_ray(tasks, recipe_of(job), job.cluster)
 
 
-def prepare_texts(job: PrepareJob, folder: Path, console: Console) -> None:
+def prepare_texts(job: PrepareJob, folder: str, console: Console) -> None:
     """Write the states of every caption in the shards, and of the empty one that dropout needs, once each."""
     from dpo_core.data.texts import text_shard_name
     from ray_jobs import encoding
 
     captions = sorted({"", *cached_captions(shard_files(folder))})
     starts = range(0, len(captions), CAPTIONS_PER_SHARD)
-    paths = [folder / text_shard_name(index) for index in range(len(starts))]
+    names, done = [text_shard_name(index) for index in range(len(starts))], set(names_in(folder))
     tasks = [
-        encoding.TextTask(str(path), captions[start : start + CAPTIONS_PER_SHARD])
-        for path, start in zip(paths, starts, strict=True)
-        if not path.exists()
+        encoding.TextTask(f"{folder}/{name}", captions[start : start + CAPTIONS_PER_SHARD])
+        for name, start in zip(names, starts, strict=True)
+        if name not in done
     ]
     if job.cluster.num_workers == 0 or not tasks:
         written = encoding.encode_texts_here(tasks, recipe_of(job))
     else:
         written = encoding.encode_texts_on_ray(tasks, recipe_of(job), job.cluster)
-    follow("captions", written, len(paths), len(paths) - len(tasks), console)
+    follow("captions", written, len(names), len(names) - len(tasks), console)
 
 
 def recipe_of(job: PrepareJob) -> "encoding.Recipe":
@@ -225,7 +223,7 @@ def follow(what: str, done: Iterator[None], total: int, start: int, console: Con
             progress.advance(bar)
 
 
-def finish(job: PrepareJob, folder: Path, plan: Plan, cache: LatentCache, console: Console) -> Path:
+def finish(job: PrepareJob, folder: str, plan: Plan, cache: LatentCache, console: Console) -> str:
     """Write the quarantine, judge it, and declare the cache complete."""
     files = shard_files(folder)
     quarantined = [*plan.quarantined, *shard_quarantine(files)]

@@ -1,7 +1,6 @@
 """The work on one shard of a job that makes shards: read in a task, make and write in a worker."""
 
 import json
-import os
 import pickle
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dpo_core.data.files import open_parquet
 from dpo_core.data.quarantine import Quarantined, Reason, RowRejected
+from dpo_core.data.writing import writing
 from ray_jobs.cluster import ClusterSection, check_fits, gpus_each, start_ray
 from ray_jobs.shard_source import Part, Row, read_part, with_read
 
@@ -141,13 +142,10 @@ class ShardMaker:
             counts.update(summary.counts)
         read_rows = sum(summary.rows for _, summary in groups)
         summary = Summary(sum(len(table) for table, _ in groups), read_rows, quarantined, dict(left_out), dict(counts))
-        path = Path(task.path)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        with pq.ParquetWriter(aside, self._schema, use_dictionary=False) as writer:
+        with writing(task.path) as local, pq.ParquetWriter(local, self._schema, use_dictionary=False) as writer:
             for table, _ in groups:
                 writer.write_table(table, row_group_size=max(len(table), 1))
             writer.add_key_value_metadata({SUMMARY_KEY: json.dumps(asdict(summary))})
-        aside.replace(path)
 
     def _part(
         self, outcomes: Iterator[Outcome], part: Part, table: pa.Table, rows: list[Row | RowRejected]
@@ -193,8 +191,8 @@ def output_schema(carried: pa.Schema, columns: tuple[pa.Field, ...]) -> pa.Schem
 
 def read_summary(path: str | Path) -> Summary:
     """What a shard says of itself."""
-    metadata = pq.read_metadata(path).metadata
-    fields = json.loads(metadata[SUMMARY_KEY])
+    with open_parquet(str(path)) as parquet:
+        fields = json.loads(parquet.metadata.metadata[SUMMARY_KEY])
     records = [Quarantined(**{**record, "reason": Reason(record["reason"])}) for record in fields["quarantined"]]
     return Summary(**{**fields, "quarantined": records})
 

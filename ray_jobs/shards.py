@@ -10,7 +10,7 @@ Such a job is a `Recipe` and a few lines that fill a `ShardJob`. The recipe says
             return lambda rows: [Outcome.made({"caption": row.captions[0][0].upper()}) for row in rows]
 
     source = read_source(job.data, takes="decided")
-    work = ShardJob("shout", Path("runs/shout"), source, Shout(), settings_of(job, leave_out=("cluster",)), job.cluster)
+    work = ShardJob("shout", "runs/shout", source, Shout(), settings_of(job, leave_out=("cluster",)), job.cluster)
     run_shards(work, console)  # and `plan_shards(work)` for --dry-run
 
 The folder then holds ``pairs-*.parquet`` (give the folder to ``data.paths``), ``quarantine.parquet`` and ``job.json``.
@@ -18,17 +18,20 @@ Shards get their names only when the last one is done, so a folder with pairs is
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from dpo_core.data import locations
 from dpo_core.data.files import JOB_FILE, QUARANTINE_FILE
 from dpo_core.data.quarantine import Quarantine, check_share, counts_by_reason, write_quarantine
+from dpo_core.data.scan import REMOTE_FILES_AT_ONCE
+from dpo_core.data.writing import files_named, move, names_in, remove_leftovers, settled, write_text
 from dpo_core.section import Section
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.shard_source import Part, Source, given_source, read_source
@@ -50,6 +53,11 @@ __all__ = [
     "shard_files",
 ]
 
+PART = ".part"
+"""How the names of shards end until all are there."""
+RECORD_LIMIT = 1 << 26
+"""Bytes of a ``job.json`` that are read."""
+
 FORMAT = 1
 """Raised whenever shards of before cannot be gone on with any more."""
 
@@ -59,7 +67,8 @@ class ShardJob:
     """What is made of which rows, where and by how many."""
 
     verb: str
-    folder: Path
+    folder: str | Path
+    """On a disk that every node sees, or in a bucket."""
     source: Source
     recipe: Recipe
     settings: dict[str, Any]
@@ -124,38 +133,38 @@ def run_shards(job: ShardJob, console: Console | None = None) -> Record:
     """
     console = console or Console()
     wanted = Record(job.verb, job.source.fingerprint, job.settings, job.shard_pairs)
-    folder = job.folder.resolve()
-    if (folder / JOB_FILE).exists():
+    folder = settled(job.folder)
+    there = names_in(folder)
+    if JOB_FILE in there:
         found = read_record(folder)
         if differences := found.differences(wanted):
             raise ValueError(f"{folder} holds another set ({differences}); choose another folder or delete it")
         if found.complete:
             console.print(f"nothing to do: {folder} is complete", soft_wrap=True)
             return found
-    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    elif any(not name.startswith(".") for name in there):
         raise ValueError(f"{folder} is not empty and holds no {JOB_FILE}; choose another folder or empty it")
-    folder.mkdir(parents=True, exist_ok=True)
     _write_record(folder, wanted)
-    for left_by_a_killed_job in folder.glob(".*.parquet.*"):
-        left_by_a_killed_job.unlink()
+    remove_leftovers(folder)
     tasks = make_tasks(job)
-    missing = [task for task in tasks if not _there(folder, task.index)]
+    done_before = finished(tasks, there)
+    missing = [task for task in tasks if task.index not in done_before]
     if not missing or job.cluster.num_workers == 0:
         done = work_here(missing, job.recipe, job.source.schema)
     else:
         done = work_on_ray(missing, job.recipe, job.source.schema, job.cluster)
     judged = _judge(done, job, tasks)
     _follow(judged, len(tasks), len(tasks) - len(missing), console)
-    return _finish(job, folder, wanted, [_there(folder, task.index) for task in tasks], console)
+    return _finish(job, folder, wanted, finished(tasks, names_in(folder)), len(tasks), console)
 
 
 def plan_shards(job: ShardJob) -> list[tuple[str, str]]:
     """What ``--dry-run`` tells of every such job; a verb adds what its calls or passes cost."""
-    folder, tasks, source = job.folder.resolve(), make_tasks(job), job.source
-    there = sum(_there(folder, task.index) is not None for task in tasks)
+    folder, tasks, source = settled(job.folder), make_tasks(job), job.source
+    there = len(finished(tasks, names_in(folder)))
     left_out = [f"{len(source.quarantined)} in quarantine", *(f"{n} {why}" for why, n in source.left_out.items())]
     return [
-        ("folder", str(folder)),
+        ("folder", folder),
         ("rows", f"{source.rows:,} of {source.total:,} ({', '.join(left_out)})"),
         ("shards", f"{len(tasks):,}, of which {there:,} are there"),
         ("size", f"{source.bytes / 1e6:,.1f} MB of source files; what is made is about as large"),
@@ -173,20 +182,20 @@ def make_tasks(job: ShardJob) -> list[Task]:
             rows = 0
         shards[-1].append(part)
         rows += len(part.ids)
-    folder = job.folder.resolve()
-    return [Task(index, str(folder / _unfinished(index)), parts) for index, parts in enumerate(shards)]
+    folder = settled(job.folder)
+    return [Task(index, f"{folder}/{_unfinished(index)}", parts) for index, parts in enumerate(shards)]
 
 
 def shard_files(folder: str | Path) -> list[str]:
     """The shards of a complete job, in order."""
-    return sorted(str(file) for file in Path(folder).glob("pairs-*.parquet"))
+    return files_named(folder, "pairs-")
 
 
 def read_record(folder: str | Path) -> Record:
     """What ``job.json`` says. Raises ValueError when it is damaged or of another format."""
-    path = Path(folder) / JOB_FILE
+    path = f"{settled(folder)}/{JOB_FILE}"
     try:
-        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+        record = Record(**json.loads(locations.read_bytes(path, RECORD_LIMIT)))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as the description of a job: {error}") from error
     if record.format != FORMAT:
@@ -194,25 +203,26 @@ def read_record(folder: str | Path) -> Record:
     return record
 
 
-def _finish(job: ShardJob, folder: Path, record: Record, files: list[Path | None], console: Console) -> Record:
+def _finish(job: ShardJob, folder: str, record: Record, done: dict[int, str], tasks: int, console: Console) -> Record:
     """Write and judge the quarantine, then name the shards and declare the set complete."""
-    shards = [file for file in files if file is not None]
-    assert len(shards) == len(files), "every task has written its shard"
+    assert len(done) == tasks, "every task has written its shard"
+    shards = [f"{folder}/{done[index]}" for index in range(tasks)]
     summaries = [read_summary(file) for file in shards]
     quarantined = [*job.source.quarantined, *(found for summary in summaries for found in summary.quarantined)]
-    write_quarantine(folder / QUARANTINE_FILE, quarantined)
+    write_quarantine(f"{folder}/{QUARANTINE_FILE}", quarantined)
     check_share(quarantined, job.source.total, job.max_quarantined_share)
     totals = _totals(job.source, summaries, len(quarantined))
-    report = job.recipe.report([str(file) for file in shards])
-    for file in shards:
-        file.replace(folder / file.name.removesuffix(".part"))
-    done = Record(**{**asdict(record), "complete": True, "totals": totals, "report": report})
-    _write_record(folder, done)
+    report = job.recipe.report(shards)
+    with ThreadPoolExecutor(REMOTE_FILES_AT_ONCE if locations.is_url(folder) else 1) as pool:
+        unnamed = [file for file in shards if file.endswith(PART)]
+        list(pool.map(lambda file: move(file, file.removesuffix(PART)), unnamed))
+    complete = Record(**{**asdict(record), "complete": True, "totals": totals, "report": report})
+    _write_record(folder, complete)
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts_by_reason(quarantined).items()) or "none"
-    lines = [(job.verb, str(folder)), ("rows", ", ".join(f"{count:,} {name}" for name, count in totals.items()))]
+    lines = [(job.verb, folder), ("rows", ", ".join(f"{count:,} {name}" for name, count in totals.items()))]
     for name, value in [*lines, ("quarantine", reasons), *report.items()]:
         console.print(f"{name:<10} {value}", soft_wrap=True, markup=False, highlight=False)
-    return done
+    return complete
 
 
 def _judge(done: Iterator[int], job: ShardJob, tasks: list[Task]) -> Iterator[int]:
@@ -253,13 +263,15 @@ def _follow(done: Iterator[int], total: int, start: int, console: Console) -> No
 
 
 def _unfinished(index: int) -> str:
-    return f"pairs-{index:05d}.parquet.part"
+    return f"pairs-{index:05d}.parquet{PART}"
 
 
-def _there(folder: Path, index: int) -> Path | None:
-    """The finished shard of a task: under its last name if the job died while it named them."""
-    name = _unfinished(index)
-    return next((file for file in (folder / name, folder / name.removesuffix(".part")) if file.exists()), None)
+def finished(tasks: list[Task], names: Iterable[str]) -> dict[int, str]:
+    """The finished shard of each task that has one: under its last name if the job died while it named them."""
+    there = set(names)
+    last_names = {task.index: _unfinished(task.index).removesuffix(PART) for task in tasks}
+    found = {index: next((n for n in (name + PART, name) if n in there), "") for index, name in last_names.items()}
+    return {index: name for index, name in found.items() if name}
 
 
 def _decided(record: Record) -> dict[str, Any]:
@@ -272,8 +284,5 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _write_record(folder: Path, record: Record) -> None:
-    path = folder / JOB_FILE
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+def _write_record(folder: str, record: Record) -> None:
+    write_text(f"{folder}/{JOB_FILE}", json.dumps(asdict(record), indent=1) + "\n")

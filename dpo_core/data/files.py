@@ -1,7 +1,7 @@
 """Where rows are stored: the one place that turns configured paths into parquet files."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -53,14 +53,29 @@ open_parquet = locations.open_parquet
 def read_row_group(parquet: pq.ParquetFile, file: str, row_group: int, columns: Sequence[str]) -> pa.Table:
     """Columns of one row group of the open ``file``: those of ``columns`` that it has. Raises ValueError for damage."""
     present = [name for name in columns if name in parquet.schema_arrow.names]
+    return _read(
+        lambda: parquet.read_row_group(row_group, columns=present, use_threads=False),
+        file,
+        f"row group {row_group} of {file}",
+    )
 
-    def read() -> pa.Table:
-        return parquet.read_row_group(row_group, columns=present, use_threads=False)
 
+def read_columns(parquet: pq.ParquetFile, file: str, columns: Sequence[str]) -> pa.Table:
+    """Columns of the whole of the open ``file``. Raises ValueError for damage."""
+    return _read(lambda: parquet.read(columns=list(columns), use_threads=False), file, file)
+
+
+def read_column(file: str, column: str) -> pa.ChunkedArray:
+    """One column of a whole file. Raises ValueError for damage."""
+    with open_parquet(file) as parquet:
+        return read_columns(parquet, file, [column]).column(0)
+
+
+def _read(read: Callable[[], pa.Table], file: str, what: str) -> pa.Table:
     try:
         return locations.tried(read, file) if locations.is_url(file) else read()
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"row group {row_group} of {file} cannot be read: {error}") from error
+        raise ValueError(f"{what} cannot be read: {error}") from error
 
 
 def holds_rows(file: str, path: str) -> bool:

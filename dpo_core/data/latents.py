@@ -6,9 +6,10 @@ plain binary columns, which are read without being touched (``tests/benchmarks/c
 """
 
 import json
-import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dpo_core.data.files import QUARANTINE_FILE, open_parquet
+from dpo_core.data import locations
+from dpo_core.data.files import QUARANTINE_FILE, open_parquet, read_columns
 from dpo_core.data.quarantine import Quarantined, Reason, RowRejected
-from dpo_core.data.scan import RowGroup
+from dpo_core.data.scan import REMOTE_FILES_AT_ONCE, RowGroup
+from dpo_core.data.writing import files_named, settled, write_text, writing
 
 CACHE_FILE = "cache.json"
+DESCRIPTION_LIMIT = 1 << 20
+"""Bytes of it that are read."""
 FORMAT = 3
 """Raised whenever shards of before cannot be read any more."""
 SHARD_SCHEMA = pa.schema(
@@ -87,14 +92,20 @@ class LatentCache:
 
 
 def is_cache(path: str | Path) -> bool:
-    return (Path(path) / CACHE_FILE).is_file()
+    """Whether ``path`` is a folder, here or at a URL, that `palate prepare` has begun to fill."""
+    place = str(path)
+    if locations.is_url(place) and (place.startswith("http") or any(sign in place for sign in "*[?")):
+        return False  # a web server may answer anything to a question for a file that is not there
+    if place.endswith(".parquet"):
+        return False
+    return locations.there(_file(path, CACHE_FILE))
 
 
 def read_cache(folder: str | Path) -> LatentCache:
     """What ``folder`` holds. Raises ValueError when its cache.json is damaged or of another format."""
-    path = Path(folder) / CACHE_FILE
+    path = _file(folder, CACHE_FILE)
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(locations.read_bytes(path, DESCRIPTION_LIMIT))
         cache = LatentCache(**{"format": 1, **fields, "shape": tuple(fields["shape"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read as the description of a latent cache: {error}") from error
@@ -117,27 +128,33 @@ def open_cache(folder: str, *, resolution: int, captions: str) -> tuple[LatentCa
     for name, made, wanted in (("resolution", cache.resolution, resolution), ("captions", cache.captions, captions)):
         if made != wanted:
             raise ValueError(f"{folder} was prepared with data.{name}={made}, but data.{name}={wanted} is asked for")
-    parts: list[tuple[RowGroup, list[str]]] = []
-    for file in shard_files(folder):
-        first_row = 0
-        with open_parquet(file) as parquet:
-            for index in range(parquet.num_row_groups):
-                ids = parquet.read_row_group(index, columns=["pair_id"]).column("pair_id").to_pylist()
-                parts.append((RowGroup(file, index, first_row), ids))
-                first_row += len(ids)
-    return cache, parts
+    files = shard_files(folder)
+    with ThreadPoolExecutor(REMOTE_FILES_AT_ONCE if locations.is_url(folder) else 1) as pool:
+        return cache, [part for parts in pool.map(_parts, files) for part in parts]
+
+
+def _parts(file: str) -> list[tuple[RowGroup, list[str]]]:
+    with open_parquet(file) as parquet:
+        ids = read_columns(parquet, file, ["pair_id"]).column("pair_id").to_pylist()
+        counts = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
+    starts = [0, *accumulate(counts)]
+    return [
+        (RowGroup(file, index, start), ids[start : start + count])
+        for index, (start, count) in enumerate(zip(starts, counts, strict=False))
+    ]
 
 
 def write_cache(folder: str | Path, cache: LatentCache) -> None:
     """Write cache.json in one piece."""
-    path = Path(folder) / CACHE_FILE
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(asdict(cache), indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_text(_file(folder, CACHE_FILE), json.dumps(asdict(cache), indent=1) + "\n")
 
 
-def quarantine_file(folder: str | Path) -> Path:
-    return Path(folder) / QUARANTINE_FILE
+def quarantine_file(folder: str | Path) -> str:
+    return _file(folder, QUARANTINE_FILE)
+
+
+def _file(folder: str | Path, name: str) -> str:
+    return f"{settled(folder)}/{name}"
 
 
 def shard_name(index: int) -> str:
@@ -145,7 +162,7 @@ def shard_name(index: int) -> str:
 
 
 def shard_files(folder: str | Path) -> list[str]:
-    return sorted(str(file) for file in Path(folder).glob("shard-*.parquet"))
+    return files_named(folder, "shard-")
 
 
 def write_shard(path: str | Path, groups: Sequence[Sequence[dict[str, Any]]]) -> None:
@@ -155,16 +172,12 @@ def write_shard(path: str | Path, groups: Sequence[Sequence[dict[str, Any]]]) ->
 
 def write_parquet(path: str | Path, schema: pa.Schema, groups: Sequence[Sequence[dict[str, Any]]]) -> None:
     """Write rows of ``schema``, uncompressed, one row group per element of ``groups``; the file is whole or absent."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     # Posteriors and states are noise to a compressor, and the ids and captions beside them are small. Statistics would
     # repeat the largest and smallest of them in the footer.
-    with pq.ParquetWriter(
-        aside, schema, compression="none", use_dictionary=False, write_statistics=False, store_schema=True
-    ) as writer:
+    options: Any = {"compression": "none", "use_dictionary": False, "write_statistics": False, "store_schema": True}
+    with writing(path) as local, pq.ParquetWriter(local, schema, **options) as writer:
         for rows in groups:
             writer.write_table(pa.Table.from_pylist(list(rows), schema=schema), row_group_size=max(len(rows), 1))
-    aside.replace(path)
 
 
 def read_posterior(row: pa.Table, cache: LatentCache, side: int, *, mirrored: bool = False) -> NDArray[np.float32]:
@@ -185,10 +198,15 @@ def why_unusable(row: pa.Table) -> RowRejected | None:
     return RowRejected(Reason(reason), detail) if reason is not None else None
 
 
+def _read(file: str, columns: Sequence[str]) -> pa.Table:
+    with open_parquet(file) as parquet:
+        return read_columns(parquet, file, columns)
+
+
 def shard_quarantine(files: Sequence[str]) -> list[Quarantined]:
     """The rows of these shards whose images could not be used, as they stand in the source."""
     columns = ["pair_id", "reason", "detail", "source_file", "source_row"]
-    rows = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist() if row["reason"]]
+    rows = [row for file in files for row in _read(file, columns).to_pylist() if row["reason"]]
     return [
         Quarantined(row["pair_id"], row["source_file"], row["source_row"], Reason(row["reason"]), row["detail"])
         for row in rows
@@ -198,16 +216,14 @@ def shard_quarantine(files: Sequence[str]) -> list[Quarantined]:
 def cached_captions(files: Sequence[str]) -> set[str]:
     """Every caption in these shards."""
     columns = ["chosen_captions", "rejected_captions"]
-    lists = [
-        table.column(name) for file in files for table in [pq.read_table(file, columns=columns)] for name in columns
-    ]
+    lists = [table.column(name) for file in files for table in [_read(file, columns)] for name in columns]
     return {caption for rows in lists for captions in rows.to_pylist() for caption in captions or ()}
 
 
 def read_shape(files: Sequence[str]) -> tuple[int, ...]:
     """(C, h, w) of the latents in these shards. Raises ValueError when not one pair could be encoded."""
     for file in files:
-        for shape in pq.read_table(file, columns=["shape"]).column("shape").to_pylist():
+        for shape in _read(file, ["shape"]).column("shape").to_pylist():
             if shape is not None:
                 return tuple(shape)
     raise ValueError("not one pair of images could be encoded")

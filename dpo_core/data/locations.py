@@ -7,14 +7,13 @@ import time
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from fsspec.implementations.arrow import ArrowFSWrapper
-from pydantic import AfterValidator
 
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hf"}
 """What must be installed with Palate for a protocol."""
@@ -27,16 +26,6 @@ ARCHIVES = (".zip", ".tar")
 
 def is_url(location: str) -> bool:
     return "://" in location
-
-
-def _on_a_disk(folder: str) -> str:
-    if is_url(folder):
-        raise ValueError("what a job writes lies on a disk, not at a URL; give a local folder and copy it afterwards")
-    return folder
-
-
-LocalFolder = Annotated[str, AfterValidator(_on_a_disk)]
-"""A folder that a job writes; as a plain path the URL of a bucket would become a folder of that name."""
 
 
 def is_archive(location: str) -> bool:
@@ -130,6 +119,15 @@ def name_of(location: str) -> str:
     return location.rpartition("/")[2] if is_url(location) else os.path.basename(location)
 
 
+def there(location: str) -> bool:
+    """Whether there is such a file. Raises ValueError as `find` does."""
+    if not is_url(location):
+        return os.path.isfile(os.path.expanduser(location))
+    system, path = file_system(location)
+    system.invalidate_cache()
+    return _there(system, path, location)
+
+
 def inside(folder: str, name: str) -> str:
     """``name`` in ``folder``. Raises ValueError for a name that leads out of it: a set may not name other files."""
     name = normal_name(name)
@@ -190,9 +188,9 @@ def _s3(bucket: str, endpoint: str, region: str) -> ArrowFSWrapper:
     return ArrowFSWrapper(fs.S3FileSystem(endpoint_override=endpoint or None, region=region))
 
 
-def tried(action: Any, location: str) -> Any:
+def tried(action: Any, location: str, done: str = "read") -> Any:
     """What ``action`` returns, tried again after a fault that may pass. Raises FileNotFoundError, ArrowInvalid for what
-    is no parquet, and ValueError."""
+    is no parquet, and ValueError: ``location`` cannot be ``done``."""
     for attempt in range(ATTEMPTS):
         try:
             return action()
@@ -203,7 +201,7 @@ def tried(action: Any, location: str) -> Any:
             if isinstance(error, FileNotFoundError):
                 raise
             if attempt + 1 == ATTEMPTS:
-                raise ValueError(f"{location} cannot be read: {type(error).__name__}: {error}") from error
+                raise ValueError(f"{location} cannot be {done}: {type(error).__name__}: {error}") from error
             time.sleep(0.2 * 4**attempt)
     raise AssertionError("unreachable")
 

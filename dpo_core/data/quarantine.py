@@ -1,7 +1,6 @@
 """Rows that cannot be trained on: recorded with a reason, counted, written down, and too many of them stop the job."""
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from dpo_core.data.locations import open_parquet
+from dpo_core.data.writing import writing
 
 
 class Reason(StrEnum):
@@ -129,14 +131,12 @@ class Quarantine:
 
 def write_quarantine(path: str | Path, records: Sequence[Quarantined]) -> None:
     """Write ``records`` as parquet, in one piece: a reader sees the old file or the whole new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(pa.Table.from_pylist([asdict(record) for record in records], schema=QUARANTINE_SCHEMA), aside)
-    aside.replace(path)
+    with writing(path) as local:
+        pq.write_table(pa.Table.from_pylist([asdict(record) for record in records], schema=QUARANTINE_SCHEMA), local)
 
 
 def read_quarantine(path: str | Path) -> list[Quarantined]:
     """The records that `write_quarantine` wrote."""
-    rows = pq.read_table(path, schema=QUARANTINE_SCHEMA).to_pylist()
+    with open_parquet(str(path)) as parquet:
+        rows = parquet.read(columns=QUARANTINE_SCHEMA.names).to_pylist()
     return [Quarantined(**{**row, "reason": Reason(row["reason"])}) for row in rows]

@@ -14,6 +14,7 @@ from dpo_core.data.plan import Plan
 from dpo_core.data.reader import RowReader
 from dpo_core.data.scan import RowGroup
 from dpo_core.data.section import DataSection
+from dpo_core.data.writing import files_named
 from dpo_core.families.base import DTYPES, Family, Precision
 from dpo_core.families.captions import States
 
@@ -35,7 +36,7 @@ def text_shard_name(index: int) -> str:
 
 
 def text_files(folder: str | Path) -> list[str]:
-    return sorted(str(file) for file in Path(folder).glob("text-*.parquet"))
+    return files_named(folder, "text-")
 
 
 def write_texts(path: str | Path, encoded: Iterable[tuple[str, str, States]], dtype: str) -> None:
@@ -83,10 +84,11 @@ class TextStore:
         self._places: dict[tuple[str, str], tuple[RowGroup, int]] = {}
         for file in text_files(folder):
             with files.open_parquet(file) as parquet:
-                for index in range(parquet.num_row_groups):
-                    table = files.read_row_group(parquet, file, index, ("encoder", "caption"))
-                    names = zip(table.column("encoder").to_pylist(), table.column("caption").to_pylist(), strict=True)
-                    self._places |= {name: (RowGroup(file, index, 0), row) for row, name in enumerate(names)}
+                table = files.read_columns(parquet, file, ("encoder", "caption"))
+            names = zip(table.column("encoder").to_pylist(), table.column("caption").to_pylist(), strict=True)
+            self._places |= {
+                name: (RowGroup(file, row // GROUP_ROWS, 0), row % GROUP_ROWS) for row, name in enumerate(names)
+            }
 
     def find(self, encoder: str, caption: str) -> States:
         """What ``encoder`` made of ``caption``, on the CPU. Raises ValueError when the cache does not hold it."""

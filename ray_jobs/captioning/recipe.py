@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dpo_core.data.files import read_column
 from dpo_core.data.images import ImageLimits, decode
 from dpo_core.data.quarantine import Reason, RowRejected
 from eval.scorers.clip import CLIPScore
@@ -205,7 +205,7 @@ class CaptionRecipe(Recipe):
         report: dict[str, Any] = {LABELLED_BY: self.labelled}
         if self.scorer is None:
             return report
-        gaps = np.concatenate([pq.read_table(file, columns=["clip_gap"]).column(0).to_numpy() for file in files])
+        gaps = np.concatenate([read_column(file, "clip_gap").to_numpy() for file in files])
         if not len(gaps):
             return report
         low, high = mean_interval(gaps)

@@ -64,7 +64,7 @@ def test_relabelling_makes_the_scorers_winner_win_and_keeps_the_old_labels(tmp_p
     assert record.report["labelled_by"] == ["redness/blue"]
 
 
-def test_a_set_in_a_bucket_is_labelled_as_on_a_disk_but_the_made_one_must_lie_on_a_disk(tmp_path, monkeypatch, capsys):
+def test_a_set_in_a_bucket_is_labelled_as_on_a_disk(tmp_path, monkeypatch):
     pairs = colour_pairs(tmp_path / "buckets" / "pairs", 4)
     label(pairs, tmp_path / "near", column="blue")
     with serve_s3(tmp_path / "buckets") as served:
@@ -75,8 +75,6 @@ def test_a_set_in_a_bucket_is_labelled_as_on_a_disk_but_the_made_one_must_lie_on
     assert [Path(file).read_bytes() for file in shard_files(tmp_path / "near")] == [
         Path(file).read_bytes() for file in shard_files(tmp_path / "far")
     ]
-    assert main(["scorer.kind=shapes", "out=s3://pairs/made"]) == 2
-    assert "lies on a disk, not at a URL" in capsys.readouterr().err
 
 
 def test_scores_closer_than_the_threshold_make_a_tie(tmp_path):

@@ -84,7 +84,7 @@ def test_a_complete_cache_is_left_as_it_is(model, tmp_path, capsys):
 
 def test_a_killed_job_repeats_only_the_shards_that_are_missing(model, tmp_path):
     work = job(model, tmp_path / "cache")
-    folder = prepare(work)
+    folder = Path(prepare(work))
     shards = latents.shard_files(folder)
     assert len(shards) == 2
     whole = Path(shards[1]).read_bytes()

@@ -4,11 +4,9 @@ where they lie (an encoded `Pointer`)."""
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from dpo_core.data import locations, schema
 from dpo_core.data.quarantine import Quarantined, Reason, RowRejected
 from dpo_core.data.sources.base import LeftOut, Record, Source
 from dpo_core.data.sources.filters import TOO_MANY, FilterSection, Sieve, Survey, sample_key, stable_id, traits_of
+from dpo_core.data.writing import names_in, remove, write_text, writing
 
 ROWS_PER_GROUP = 50
 """Of the index and so of the shards made from it."""
@@ -38,6 +37,8 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 FACTS = "facts.json"
+FACTS_LIMIT = 1 << 30
+"""Bytes of it that are read."""
 VERSION = 1
 
 
@@ -112,38 +113,38 @@ def taken_rows(source: Source, filters: FilterSection, facts: Facts) -> Iterator
 
 
 def write_index(
-    folder: Path, source: Source, filters: FilterSection, key: str, progress: Callable[[int], None] = lambda _: None
+    folder: str, source: Source, filters: FilterSection, key: str, progress: Callable[[int], None] = lambda _: None
 ) -> Facts:
-    """Fill ``folder``, whole or not at all; what was there goes. Returns what `read_facts` then reads."""
-    aside = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    """Fill ``folder``, here or in a bucket; what was there goes. Returns what `read_facts` then reads, which is written
+    last."""
+    remove(f"{folder}/{FACTS}")
+    for name in names_in(folder):
+        remove(f"{folder}/{name}")
     facts, rows, number = Facts(key), list[dict[str, Any]](), 0
     for row in taken_rows(source, filters, facts):
         rows.append(row)
         if len(rows) == ROWS_PER_GROUP * GROUPS_PER_FILE:
-            _write(aside / f"{number:06d}", rows)
+            _write(f"{folder}/{number:06d}", rows)
             rows, number = [], number + 1
             progress(facts.total)
     if rows:
-        _write(aside / f"{number:06d}", rows)
-    (aside / FACTS).write_text(json.dumps(asdict(facts)), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+        _write(f"{folder}/{number:06d}", rows)
+    write_text(f"{folder}/{FACTS}", json.dumps(asdict(facts)))
     return facts
 
 
-def read_facts(folder: Path) -> Facts | None:
+def read_facts(folder: str) -> Facts | None:
     """What the index in ``folder`` says of itself; None where there is none."""
-    if not (folder / FACTS).exists():
+    if not locations.there(f"{folder}/{FACTS}"):
         return None
-    values = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    values = json.loads(locations.read_bytes(f"{folder}/{FACTS}", FACTS_LIMIT))
     records = [Quarantined(**{**record, "reason": Reason(record["reason"])}) for record in values["quarantined"]]
     return Facts(**{**values, "quarantined": records})
 
 
-def index_files(folder: Path) -> list[str]:
-    return sorted(str(file) for file in folder.iterdir() if file.name != FACTS)
+def index_files(folder: str) -> list[str]:
+    """The files of the index in ``folder``, in order."""
+    return [f"{folder}/{name}" for name in names_in(folder) if name.isdecimal()]
 
 
 def shard_schema(source: Source, facts: Facts) -> pa.Schema:
@@ -153,8 +154,10 @@ def shard_schema(source: Source, facts: Facts) -> pa.Schema:
     return pa.schema([*fields, *(pa.field(n, MAP if n in schema.QUALITY else text) for n in source.extra_columns())])
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), path, row_group_size=ROWS_PER_GROUP, compression="zstd")
+def _write(path: str, rows: list[dict[str, Any]]) -> None:
+    table = pa.Table.from_pylist(rows, INDEX_SCHEMA)
+    with writing(path) as local:
+        pq.write_table(table, local, row_group_size=ROWS_PER_GROUP, compression="zstd")
 
 
 def _taken_pair(record: Record, sieve: Sieve) -> dict[str, Any] | Quarantined | LeftOut:

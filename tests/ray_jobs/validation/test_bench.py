@@ -53,7 +53,7 @@ def cached(model: Path, pairs: Path, folder: Path) -> Path:
         "cache": {"folder": str(folder), "dtype": "float32"},
         "cluster": {"num_workers": 0},
     }
-    return prepare(PrepareJob.model_validate(job))
+    return Path(prepare(PrepareJob.model_validate(job)))
 
 
 def measured(job: TrainJob) -> dict[str, float]:
