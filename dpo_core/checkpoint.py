@@ -58,14 +58,17 @@ def save_checkpoint(folder: Path, state: TrainingState, keep: int) -> Path:
         write_checkpoint(partial, state)
         partial.rename(final)
     except Exception as error:  # safetensors and torch have exceptions of their own for a full disk
+        free = shutil.disk_usage(folder).free / 1e6
         shutil.rmtree(partial, ignore_errors=True)
         kept = ", ".join(path.name for path in sorted(folder.glob("step-????????"))) or "none"
         raise ValueError(
-            f"the checkpoint of update {state.step} cannot be written to {folder}: {error}. Whole checkpoints there: "
-            f"{kept}. Make room, or mend the storage, and give the same command again."
+            f"the checkpoint of update {state.step} cannot be written to {folder}, where {free:,.1f} MB were left: "
+            f"{error}. Whole checkpoints there: {kept}. Make room, or mend the storage, and give the same command "
+            "again."
         ) from error
     flush(folder)
-    for old in sorted(folder.glob("step-????????"))[:-keep]:
+    # Newer ones are damaged, or this run would have gone on from them.
+    for old in sorted(path for path in folder.glob("step-????????") if path.name <= final.name)[:-keep]:
         shutil.rmtree(old)
     return final
 

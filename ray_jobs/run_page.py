@@ -43,7 +43,7 @@ IN_TILES = {
     "train/gpu_memory_gb": "",
 }
 """The numbers that stand large, and what of the held-out ones stands under each."""
-ALARMS = ("alarm", "skipped updates", "validation failed")
+ALARMS = ("error", "alarm", "skipped updates", "validation failed")
 
 
 def write_page(status: "RunStatus") -> Path:

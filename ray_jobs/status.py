@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dpo_core.checkpoint import MANIFEST
@@ -26,6 +27,7 @@ from dpo_core.metrics import read_complete_rows
 from dpo_core.stopping import ask_to_stop, stop_asked
 from ray_jobs.readings import SHOWN, duration, seconds_per_update
 from ray_jobs.run_page import write_page
+from ray_jobs.runlog import ended_by
 from ray_jobs.settings.command import complain, show
 from ray_jobs.validation.told import validation_facts
 
@@ -68,9 +70,11 @@ class RunStatus:
 
     @property
     def state(self) -> str:
-        """finished, stopping, starting, running or stopped."""
+        """finished, failed, stopping, starting, running or stopped."""
         if self.step >= self.total and (self.folder / "model" / "provenance.json").exists():
             return "finished"
+        if ended_by(self.folder):
+            return "failed"
         if stop_asked(self.folder):
             return "stopping"
         started = self.rows[-1]["time"] if self.rows else (self.folder / "config.yaml").stat().st_mtime
@@ -90,6 +94,7 @@ class RunStatus:
         config, last = self.config, self.rows[-1] if self.rows else {}
         facts = {
             "state": self.state,
+            **({"error": ended_by(self.folder)} if self.state == "failed" else {}),
             "updates": f"{self.step:,} of {self.total:,} ({100 * self.step / self.total:.0f} %)",
             "trains": f"{config['objective']['kind']}, {config['policy']['method']}, {config['family']['model']}",
         }
@@ -118,7 +123,7 @@ class RunStatus:
 def print_status(status: RunStatus, console: Console) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in status.facts().items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     console.print(table)
 
 

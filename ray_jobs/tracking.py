@@ -24,6 +24,8 @@ LOG_SCALE = {"log10_lr": "optim.lr", "log10_beta": "objective.beta"}
 """MLflow's parallel coordinates print five decimals, so small values are logged by their exponent too."""
 SLOW_STORE_S = 60.0
 """A local database is set up by its first user, which takes a while on a busy machine, but it does not go away."""
+BRIEF_S = 5.0
+"""A server answers or does not; and whoever waits for the end of a run that has failed should soon see it."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -83,6 +85,7 @@ class Tracker:
         self._spool = self._run_dir / "tracking"
         self._lock, self._delivery, self._monitor = threading.Lock(), None, None
         self._enabled = section.enabled
+        self._not_noted: list[str] = []
         if not section.enabled:
             return
         self._spool.mkdir(parents=True, exist_ok=True)
@@ -104,6 +107,11 @@ class Tracker:
         """The id of the MLflow run; None before the store has been reached for the first time."""
         return (self._delivery.state.run_id or None) if self._delivery else None
 
+    @property
+    def in_trouble(self) -> bool:
+        """Whether the last attempt to deliver something has failed."""
+        return self._delivery is not None and self._delivery.error != ""
+
     def wait_for_run_id(self, timeout_s: float = 30.0) -> str | None:
         """The id of the MLflow run, waiting for the store to answer; None when it does not, or tracking is off."""
         end = time.monotonic() + timeout_s
@@ -112,8 +120,12 @@ class Tracker:
         return self.run_id
 
     def _note(self, kind: str, **record: Any) -> None:
-        if self._enabled:
+        if not self._enabled:
+            return
+        try:
             append_line(self._outbox, {"kind": kind, "time": int(1000 * time.time()), **record}, self._lock)
+        except OSError as error:  # the record must not end a training, nor take the place of the error that did
+            self._not_noted.append(f"{kind}: {error}")
 
     def log_params(self, config: BaseModel | Mapping[str, Any]) -> None:
         """Log a config as flat dotted params, and the exponents of its learning rate and beta."""
@@ -177,7 +189,7 @@ class Tracker:
             self._monitor.close()
         self._note("status", status=status)
         if patience_s is None:
-            patience_s = 5.0 if self.uri.startswith("http") else SLOW_STORE_S
+            patience_s = BRIEF_S if self.uri.startswith("http") else SLOW_STORE_S
         left = self._delivery.close(patience_s)
         refused, error = self._delivery.state.refused, self._delivery.error
         self._delivery = None
@@ -187,6 +199,9 @@ class Tracker:
                 f"{self._run_dir} and go out when this run is started again",
                 file=sys.stderr,
             )
+        if self._not_noted:
+            what = f"{len(self._not_noted)} things could not be noted for MLflow, first {self._not_noted[0]}"
+            print(f"tracking: {what}", file=sys.stderr)
         if refused:
             print(f"tracking: {self.uri} refused {len(refused)} things, first {refused[0]}", file=sys.stderr)
         return not left
@@ -215,9 +230,9 @@ def track_run(
     try:
         yield tracker
     except Exception:
-        tracker.finish("FAILED")
+        tracker.finish("FAILED", BRIEF_S if tracker.in_trouble else None)
         raise
     except BaseException:
-        tracker.finish("KILLED")
+        tracker.finish("KILLED", BRIEF_S)
         raise
     tracker.finish()

@@ -21,7 +21,7 @@ from dpo_core.training import train
 from ray_jobs.cluster import ClusterSection, check_fits, gpus_each, start_ray
 from ray_jobs.config import run_verb, save_config
 from ray_jobs.progress import training_progress
-from ray_jobs.runlog import shown_log, written_log
+from ray_jobs.runlog import full_disk_is_users, logged_end, shown_log, written_log
 from ray_jobs.tracking import TrackingSection, track_run
 from ray_jobs.validation.launch import plan_row, validated
 from ray_jobs.validation.section import ValidationSection
@@ -81,6 +81,16 @@ def run_training(job: TrainJob, console: Console | None = None) -> Path:
     console = console or Console()
     folder = run_dir(job)
     folder.mkdir(parents=True, exist_ok=True)
+    with logged_end(folder), full_disk_is_users(folder):
+        train_in(folder, job, console)
+    if stop_asked(folder):
+        clear_stop(folder)
+        console.print(f"stopped after update {updates_done(folder)} of {job.loop.max_steps}; the same command goes on")
+    return folder
+
+
+def train_in(folder: Path, job: TrainJob, console: Console) -> None:
+    """`run_training`, with all that goes on beside it."""
     plan = Plan.build(job.data)
     save_config(job, folder / "config.yaml")
     clear_stop(folder)
@@ -99,10 +109,6 @@ def run_training(job: TrainJob, console: Console | None = None) -> Path:
             train_here(job, folder, plan)
         else:
             train_on_ray(job, folder)
-    if stop_asked(folder):
-        clear_stop(folder)
-        console.print(f"stopped after update {updates_done(folder)} of {job.loop.max_steps}; the same command goes on")
-    return folder
 
 
 def updates_done(folder: Path) -> int:
@@ -184,7 +190,8 @@ def train_worker(task: dict[str, Any]) -> None:
             cpus_per_read=job.cluster.cpus_per_read,
         )
 
-    with written_log(context.run_dir) if context.rank == 0 else nullcontext():
+    log_file = written_log(context.run_dir) if context.rank == 0 else nullcontext()
+    with full_disk_is_users(context.run_dir), log_file:
         log.info("%d of %d workers: %s", context.world_size, job.cluster.num_workers, "; ".join(context.places))
         train(job, context, plan, batches, name=job.run.name)
 

@@ -166,9 +166,9 @@ class Delivery:
         return run
 
     def _save(self) -> None:
-        self._progress = time.monotonic()
         if not self._abandoned.is_set():
             replace_json(self._state_file, asdict(self.state))
+        self._progress = time.monotonic()  # not before: on a full disk every attempt would count as one
 
     def _parse(self, line: str) -> dict[str, Any]:
         try:

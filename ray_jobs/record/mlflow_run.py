@@ -1,5 +1,6 @@
 """One run in an MLflow store: the only module that imports mlflow, and only the delivery thread imports it."""
 
+import logging
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,8 @@ from PIL import Image
 
 from ray_jobs.record.delivery import Destination
 
+# A database that cannot be written is told by `Tracker.finish` in a line, not at every attempt with a traceback.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 """Error codes that no second attempt will change."""
 POINTS_AT_ONCE, PAIRS_AT_ONCE = 1000, 100

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class SystemMonitor:
         while not self._over.wait(self._every_s):
             values = machine(self._path.parent, network) | gpus()
             line = {f"system/{name}": round(value, 1) for name, value in values.items()}
-            append_line(self._path, {"step": count, "time": round(time.time(), 3), **line}, self._lock)
+            with suppress(OSError):  # a full disk is told by those who cannot do without it
+                append_line(self._path, {"step": count, "time": round(time.time(), 3), **line}, self._lock)
             count += 1
 
 

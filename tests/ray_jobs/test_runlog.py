@@ -1,9 +1,10 @@
 import logging
 import time
 
+import pytest
 from rich.console import Console
 
-from ray_jobs.runlog import LOG_FILE, shown_log, written_log
+from ray_jobs.runlog import LOG_FILE, ended_by, full_disk_is_users, logged_end, shown_log, written_log
 
 
 def test_what_the_training_says_stands_in_the_run_folder(tmp_path):
@@ -34,3 +35,34 @@ def test_new_warnings_of_workers_are_shown_and_nothing_else(tmp_path, capsys):
     assert "rank 1 [is] slow" in shown
     assert "of the last attempt" not in shown
     assert "a detail" not in shown
+
+
+def test_what_ends_a_run_stands_in_its_log_by_kind(tmp_path):
+    assert ended_by(tmp_path) == ""
+    for error, told in (
+        (ValueError("optim.lr was 1, now 2"), "optim.lr was 1, now 2"),
+        (RuntimeError("a kernel\nand where"), "RuntimeError: a kernel"),
+        (KeyboardInterrupt(), "interrupted"),
+    ):
+        with pytest.raises(type(error)), logged_end(tmp_path):
+            raise error
+        assert ended_by(tmp_path) == told
+
+
+def train_on_a_full_disk(folder):
+    with logged_end(folder), full_disk_is_users(folder), written_log(folder):
+        logging.getLogger("dpo_core").warning("one that is lost")
+        (folder / "metrics.jsonl").symlink_to("/dev/full")
+        (folder / "metrics.jsonl").write_text("a row")
+
+
+def test_a_full_disk_is_one_sentence_and_a_log_that_cannot_be_written_is_silent(tmp_path, capsys):
+    (tmp_path / LOG_FILE).symlink_to("/dev/full")  # every write finds the disk full
+    with pytest.raises(ValueError, match=r"cannot be written: .*No space left.* Make room"):
+        train_on_a_full_disk(tmp_path)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_only_a_full_disk_is_taken_for_one(tmp_path):
+    with pytest.raises(FileNotFoundError), full_disk_is_users(tmp_path):
+        (tmp_path / "missing").read_text()

@@ -1,4 +1,5 @@
 import json
+import logging
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from dpo_core.stopping import STOP_FILE
 from ray_jobs.cli import main
 from ray_jobs.config import load_config
 from ray_jobs.readings import duration
+from ray_jobs.runlog import logged_end, written_log
 from ray_jobs.status import RunStatus
 from ray_jobs.train import TrainJob, run_training
 from tests.ray_jobs.jobs import write_job
@@ -55,6 +57,18 @@ def test_speed_and_remaining_time_follow_from_the_log(tmp_path):
 
 def test_a_run_that_has_long_been_silent_is_stopped(tmp_path):
     assert RunStatus.read(started(tmp_path / "run", age=300)).state == "stopped"
+
+
+def test_a_run_that_an_error_has_ended_failed_until_it_is_started_again(tmp_path, capsys):
+    folder = started(tmp_path / "run", age=1)
+    with pytest.raises(ValueError, match="no such pairs"), logged_end(folder):
+        raise ValueError("no such pairs [data/a]\nand more")
+    assert RunStatus.read(folder).state == "failed"
+    assert main(["status", str(folder)]) == 0
+    assert "no such pairs [data/a]" in capsys.readouterr().out
+    with written_log(folder):
+        logging.getLogger("ray_jobs").info("in this process")
+    assert RunStatus.read(folder).state == "running"
 
 
 def test_stop_leaves_the_file_that_the_run_looks_for(tmp_path, capsys):

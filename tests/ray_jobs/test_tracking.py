@@ -1,6 +1,7 @@
 """The record of a run, against real MLflow stores."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from ray_jobs.tracking import Tracker, TrackingSection, flat, track_run, tracking_uri
+from tests.dpo_core.test_checkpoint import disk_of
 from tests.fault_table import attempt
 from tests.mlflow_servers import LONGEST_S, free_port, log_step, mlflow_server, notes, timed
 
@@ -189,6 +191,34 @@ def test_unreachable_server_costs_training_no_time(run_dir: Path, capsys: pytest
     assert time.monotonic() - started < 2
     assert not tracker.finish(patience_s=1)
     assert "203 lines were not delivered" in capsys.readouterr().err
+
+
+def test_full_disk_neither_holds_up_the_end_nor_hides_its_error(
+    client: MlflowClient, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail_on_a_full_disk() -> None:
+        with track_run(TrackingSection(system_metrics=False), run_dir) as tracker:
+            assert tracker.wait_for_run_id(120)
+            with disk_of(100):  # less than the outbox and the state hold already
+                log_step(run_dir, 1, loss=1.0)
+                end = time.monotonic() + 60
+                while not tracker.in_trouble:
+                    assert time.monotonic() < end
+                    time.sleep(0.1)
+                tracker.set_tags({"colour": "red"})
+            # From here on only the database has room; delivering to it without keeping how far is no progress.
+            (run_dir / f"mlflow.json.{os.getpid()}.part").unlink(missing_ok=True)
+            (run_dir / f"mlflow.json.{os.getpid()}.part").symlink_to("/dev/full")
+            took.append(time.monotonic())
+            raise ZeroDivisionError
+
+    took: list[float] = []
+    with pytest.raises(ZeroDivisionError):
+        fail_on_a_full_disk()
+    assert time.monotonic() - took[0] < 30
+    said = capsys.readouterr().err
+    assert "1 things could not be noted for MLflow, first tags: [Errno 27]" in said
+    assert "Traceback" not in said
 
 
 def test_store_is_the_one_named_then_the_environment_then_beside_the_run(
