@@ -110,7 +110,9 @@ def compare_scores(
     prompts = list(prompts)
     units = _units(plan, prompts)
     tables: dict[str, dict[str, Table]] = {}
+    scales: dict[str, str] = {}
     for row in scores:
+        scales[f"{row['scorer']}/{row['column']}"] = row.get("scale") or ""
         by_model = tables.setdefault(f"{row['scorer']}/{row['column']}", {})
         label: str = row.get("prompt_set") or plan.sets[0]
         index: int = row["prompt_index"]
@@ -128,6 +130,8 @@ def compare_scores(
             _why_partial(scorer, plan.partial_scorers, partial or {}),
             scorer.variant_id,
             scorer.caveat,
+            _unit(scorer, column, tables, scales),
+            _decimals(tables[f"{scorer.label}/{column}"]),
         )
         for scorer in plan.scorers
         for column, meaning in scorer.columns.items()
@@ -136,6 +140,7 @@ def compare_scores(
     contrasts = [(name, plan.baseline) for name in names if name != plan.baseline]
     if plan.control is not None:
         contrasts += [(name, plan.control) for name in names if name not in (plan.baseline, plan.control)]
+    claims = sum(metric.primary for metric in metrics) * len(plan.sets) * len(contrasts)
     levels: list[Level | None] = []
     differences: list[Difference | None] = []
     ratings: list[Rating] = []
@@ -145,7 +150,7 @@ def compare_scores(
         for label in plan.sets:
             mine = {name: {key: v for key, v in table.get(name, {}).items() if key[0] == label} for name in names}
             levels += [level(name, metric, label, mine[name]) for name in names]
-            differences += [difference(a, b, metric, label, mine[a], mine[b]) for a, b in contrasts]
+            differences += [difference(a, b, metric, label, mine[a], mine[b], claims=claims) for a, b in contrasts]
             if metric.primary and len(names) > 2:
                 ratings += _ratings(names, plan.baseline, metric, label, mine)
     found = Comparison(
@@ -183,6 +188,21 @@ def _units(plan: ComparisonPlan, prompts: Sequence[Prompt]) -> dict[PromptKey, i
 
 def _is_share(table: dict[str, Table]) -> bool:
     return all(value in (0.0, 1.0) for values in table.values() for value in values.values() if not np.isnan(value))
+
+
+def _unit(scorer: Any, column: str, tables: dict[str, dict[str, Table]], scales: dict[str, str]) -> str:
+    """A scorer's scale is that of the column it decides by; the others have theirs in their meaning."""
+    key = f"{scorer.label}/{column}"
+    if _is_share(tables[key]):
+        return "% of images"
+    return scales[key] if column == scorer.primary and scales[key] not in ("raw", "none") else ""
+
+
+def _decimals(table: dict[str, Table]) -> int:
+    """Three, or as many as tell a hundredth of what scores differ by: cosines differ by a few hundredths."""
+    values = np.array([value for mine in table.values() for value in mine.values()])
+    spread = float(np.nanstd(values)) if np.isfinite(values).any() else 0.0
+    return 3 if spread <= 0 else int(np.clip(2 - np.floor(np.log10(spread)), 3, 6))
 
 
 def _why_partial(scorer: Any, named: Sequence[str], partial: dict[str, str]) -> str:

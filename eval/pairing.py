@@ -69,8 +69,11 @@ def mean_interval_of(metric: Metric, means: NDArray[np.float64]) -> tuple[float,
     return stats.share_interval(means) if metric.is_share else stats.mean_interval(means)
 
 
-def difference(model: str, against: str, metric: Metric, label: str, values: Table, other: Table) -> Difference | None:
-    """Paired statistics of two models on one prompt set; None if no pair has scores.
+def difference(
+    model: str, against: str, metric: Metric, label: str, values: Table, other: Table, *, claims: int = 1
+) -> Difference | None:
+    """Paired statistics of two models on one prompt set; None if no pair has scores. ``claims`` is how many differences
+    the report tests.
 
     Raises ValueError if they do not have the same images.
     """
@@ -86,7 +89,8 @@ def difference(model: str, against: str, metric: Metric, label: str, values: Tab
     shares = np.array(list(win_shares(values, other, metric).values()))
     wins, losses = int((shares > 0.5).sum()), int((shares < 0.5).sum())
     spread = float(deltas.std(ddof=1)) if len(deltas) > 1 else 0.0
-    low, high = stats.mean_interval(deltas, bound=1.0 if metric.is_share else None)
+    bound = 1.0 if metric.is_share else None
+    low, high = stats.mean_interval(deltas, bound=bound)
     win_low, win_high = stats.win_rate_interval(shares)
     return Difference(
         model=model,
@@ -109,5 +113,5 @@ def difference(model: str, against: str, metric: Metric, label: str, values: Tab
         p_sign=stats.sign_test_p(wins, losses),
         p_adjusted=None,
         shown=False,
-        minimum_detectable=stats.minimum_detectable(deltas),
+        minimum_detectable=stats.minimum_detectable(deltas, claims=claims, bound=bound),
     )

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from eval import plots
 from eval.comparison import Comparison
 from eval.gallery import Grid, galleries
-from eval.verdict import amount, cautions, level, p_text, verdicts
+from eval.verdict import amount, cautions, claims_of, level, p_text, verdicts
 
 TEMPLATES = Path(__file__).parent / "templates"
 LIBRARIES = ("palate", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "numpy", "scipy", "pillow")
@@ -149,6 +149,8 @@ def _render(comparison: Comparison, about: About, grids: Sequence[Grid], curves:
         groups=[(group, label, plots.group_bars(comparison, group, label)) for group, label in shown_groups],
         curves=curves,
         sweep_plot=plots.sweep_plot(about.sweep),
+        claims=claims_of(comparison),
+        signed=_signed,
         amount=amount,
         level=level,
         p_text=p_text,
@@ -180,6 +182,11 @@ def _trained(comparison: Comparison) -> dict[str, dict[str, str]]:
         for name in comparison.models
     }
     return told if any(any(row.values()) for row in told.values()) else {}
+
+
+def _signed(value: float) -> str:
+    """A correlation."""
+    return f"{value:.2f}".replace("-", "\u2212")
 
 
 def _whole(value: float) -> str:

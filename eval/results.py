@@ -20,6 +20,10 @@ class Metric:
     """Which of the measures of that name it is: scorer and version."""
     caveat: str = ""
     """Why it must not be held against published numbers of that name; empty if it may be."""
+    unit: str = ""
+    """What its numbers are in; empty for a bare number."""
+    decimals: int = 3
+    """Digits after the point that say something, given how much scores differ."""
 
     @property
     def key(self) -> str:
@@ -71,7 +75,8 @@ class Difference:
     shown: bool
     """Is there a difference: adjusted p below 0.05 and an interval without zero. Always False for other columns."""
     minimum_detectable: float | None
-    """The true difference that so many prompts would show in four of five repeats."""
+    """The true difference that so many prompts would show in four of five repeats, were it the only one among the
+    report's claims; None where none could be shown."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,9 @@ class Agreement:
     low: float
     high: float
     same_sign: float
-    """Share of prompts on which both see the same winner, of those where both see one."""
+    """Share of deltas on which both see the same winner, of those where both see one."""
+    decided: int
+    """How many deltas that is a share of: prompts times models where both see a winner."""
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,30 @@
 """What the numbers say, in plain sentences."""
 
-from eval.comparison import Comparison
+from eval.comparison import ALPHA, Comparison
 from eval.results import Difference, Metric
+from eval.stats import least_p
 
 FEW = 30
 """Prompts below which intervals are rough."""
 
 
-def verdict(difference: Difference, metric: Metric, *, prompt_set: str = "", unit: str = "prompt") -> str:
-    """One plain sentence. A winner is only named if the difference is shown; ``prompt_set`` is added if given."""
+def verdict(
+    difference: Difference, metric: Metric, *, prompt_set: str = "", unit: str = "prompt", claims: int = 1
+) -> str:
+    """One plain sentence. A winner is only named if the difference is shown; ``prompt_set`` is added if given;
+    ``claims``: how many differences the report tests."""
     d, where = difference, f" of {prompt_set}" if prompt_set else ""
     numbers = f"{amount(d.delta, metric)} [{amount(d.low, metric, bare=True)}, {amount(d.high, metric, bare=True)}]"
-    rate = f"wins {d.win_rate:.0%} [{d.win_low:.0%}, {d.win_high:.0%}] of {d.prompts} {unit}s{where} (ties count half)"
+    rate = f"wins {d.win_rate:.0%} [{d.win_low:.0%}, {d.win_high:.0%}] of {d.prompts} {unit}s{where}"
+    rate += " (95 % intervals; ties count half)"
     if not d.shown:
         told = ""
         if d.p_adjusted is not None and (d.low > 0 or d.high < 0):
             told = f" Among so many claims it may be chance (adjusted p {p_text(d.p_adjusted)})."
         if d.minimum_detectable is not None:
             seen = amount(d.minimum_detectable, metric).lstrip("+")
-            told += f" A difference of {seen} would show in four of five such runs."
+            lone = ", were it the only one," if claims > 1 else ""
+            told += f" A difference of {seen}{lone} would show in four of five such runs."
         return f"No difference shown between {d.model} and {d.against} on {metric.key}: {numbers}, {rate}.{told}"
     better = (d.delta > 0) == metric.higher_is_better
     if metric.partial:
@@ -32,11 +38,16 @@ def verdict(difference: Difference, metric: Metric, *, prompt_set: str = "", uni
 
 def verdicts(comparison: Comparison) -> list[str]:
     """A sentence for every contrast on the headline metric, the first prompt set and the baseline first."""
-    several = len(comparison.sets) > 1
+    several, claims = len(comparison.sets) > 1, claims_of(comparison)
     return [
-        verdict(d, comparison.headline, prompt_set=d.prompt_set if several else "", unit=comparison.unit)
+        verdict(d, comparison.headline, prompt_set=d.prompt_set if several else "", unit=comparison.unit, claims=claims)
         for d in comparison.headlines()
     ]
+
+
+def claims_of(comparison: Comparison) -> int:
+    """How many differences are tested and corrected for."""
+    return sum(d.p_adjusted is not None for d in comparison.differences)
 
 
 def improved(comparison: Comparison, model: str) -> bool:
@@ -67,7 +78,7 @@ def cautions(comparison: Comparison) -> list[str]:
                 f"({overlap.shared_long} with six words or more) are among the training captions in {overlap.source}."
             )
     said += [
-        f"{count} images of {name} are one single colour; they were scored like the others."
+        f"Of {name}, {count} image{'s are' if count > 1 else ' is'} one single colour; scored like the others."
         for name, count in comparison.blank.items()
         if count
     ]
@@ -75,14 +86,29 @@ def cautions(comparison: Comparison) -> list[str]:
     if elsewhere:
         said.append(f"The images of {', '.join(elsewhere)} were made elsewhere, from noise that is not known.")
     fewest = min((d.prompts for d in comparison.differences if d.metric in metrics), default=FEW)
-    if fewest < FEW:
+    if least_p(fewest) >= ALPHA:
+        said.append(f"{fewest} {comparison.unit}s are too few: no difference could be shown, however large.")
+    elif fewest < FEW:
         said.append(f"{fewest} {comparison.unit}s are few: intervals are rough, and only large differences can show.")
     return said
 
 
 def _dissent(comparison: Comparison, metrics: dict[str, Metric]) -> list[str]:
-    """Deciding metrics that show the opposite of the headline."""
-    said = []
+    """Deciding metrics that show the opposite of the headline, or something where it shows nothing."""
+    said, seen = [], dict[tuple[str, str], dict[str, list[str]]]()
+    silent = {(d.model, d.against, d.prompt_set) for d in comparison.headlines() if not d.shown}
+    for d in comparison.differences:
+        metric = metrics.get(d.metric)
+        if metric and not metric.partial and d.shown and (d.model, d.against, d.prompt_set) in silent:
+            where = f" ({d.prompt_set})" if len(comparison.sets) > 1 else ""
+            mine = seen.setdefault((d.model, d.against), {})
+            mine.setdefault(d.metric, []).append(f"{amount(d.delta, metric)}{where}")
+    said += [
+        f"Where the headline shows no difference, other scorers do: {model} against {against} on "
+        + "; ".join(f"{key} {', '.join(amounts)}" for key, amounts in mine.items())
+        + "."
+        for (model, against), mine in seen.items()
+    ]
     head = {(d.model, d.against, d.prompt_set): d for d in comparison.headlines() if d.shown}
     for d in comparison.differences:
         main = head.get((d.model, d.against, d.prompt_set))
@@ -99,13 +125,13 @@ def _dissent(comparison: Comparison, metrics: dict[str, Metric]) -> list[str]:
 
 def amount(value: float, metric: Metric, *, bare: bool = False) -> str:
     """A difference with its sign: in points (hundredths) for shares, as it is for other scores."""
-    text = f"{100 * value:+.1f}" if metric.is_share else f"{value:+.3f}"
+    text = f"{100 * value:+.1f}" if metric.is_share else f"{value:+.{metric.decimals}f}"
     return text.replace("-", "\u2212") + (" points" if metric.is_share and not bare else "")
 
 
 def level(value: float, metric: Metric, *, bare: bool = False) -> str:
     """A score: in percent for shares."""
-    text = f"{100 * value:.1f}" if metric.is_share else f"{value:.3f}"
+    text = f"{100 * value:.1f}" if metric.is_share else f"{value:.{metric.decimals}f}"
     return text.replace("-", "\u2212") + (" %" if metric.is_share and not bare else "")
 
 

@@ -32,7 +32,7 @@ def forest(comparison: Comparison, *, primary: bool = True) -> str | None:
             _point(axis, comparison, d, y, (d.delta * scale, d.low * scale, d.high * scale), filled=d.shown)
         axis.axvline(0, color=INK, lw=1, alpha=0.5)
         _name_rows(axis, [_row_name(comparison, metric, d, len(panel) > 1) for metric, d in mine])
-        unit = "percentage points" if panel[0].is_share else panel[0].key
+        unit = "percentage points" if panel[0].is_share else _with_unit(panel[0])
         axis.set_xlabel(f"difference, {unit}{'' if panel[0].higher_is_better else ' (lower is better)'}")
     return svg_of(figure)
 
@@ -78,7 +78,7 @@ def distributions(comparison: Comparison) -> str | None:
             axis.stairs(100 * share, edges, color=colour, lw=1.6, label=name)
             if len(mine):
                 axis.axvline(mine.mean(), color=colour, lw=1.2, ls=(0, (4, 3)))
-        axis.set_xlabel(metric.key)
+        axis.set_xlabel(_with_unit(metric))
         axis.set_ylabel("% of images")
         axis.grid(axis="x")
     axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
@@ -109,11 +109,15 @@ def group_bars(comparison: Comparison, group: str, prompt_set: str) -> str:
     axis.set_yticks(range(len(values)), [f"{value} ({counts[value]})" for value in values])
     axis.set_ylim(len(values) - 0.4, -0.6)
     axis.set_xlabel(
-        f"{comparison.headline.key}, % of images" if comparison.headline.is_share else comparison.headline.key
+        f"{comparison.headline.key}, % of images" if comparison.headline.is_share else _with_unit(comparison.headline)
     )
     axis.grid(axis="x")
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
     return svg_of(figure)
+
+
+def _with_unit(metric: Metric) -> str:
+    return f"{metric.key} ({metric.unit})" if metric.unit else metric.key
 
 
 def _of(comparison: Comparison, metric: Metric) -> list[Difference]:

@@ -6,17 +6,17 @@ far too narrow. Averaging within a prompt first and then resampling prompts is t
 
 from eval.stats.agreement import agreement
 from eval.stats.intervals import mean_interval, share_interval, win_rate_interval
-from eval.stats.power import minimum_detectable, prompts_needed
+from eval.stats.power import minimum_detectable
 from eval.stats.ratings import bradley_terry
-from eval.stats.significance import benjamini_hochberg, sign_flip_p, sign_test_p
+from eval.stats.significance import benjamini_hochberg, least_p, sign_flip_p, sign_test_p
 
 __all__ = [
     "agreement",
     "benjamini_hochberg",
     "bradley_terry",
+    "least_p",
     "mean_interval",
     "minimum_detectable",
-    "prompts_needed",
     "share_interval",
     "sign_flip_p",
     "sign_test_p",

@@ -8,10 +8,10 @@ from eval.stats.intervals import LEVEL, SEED, Values
 
 def agreement(
     one: Values, other: Values, *, resamples: int = 499, seed: int = SEED
-) -> tuple[float, float, float, float] | None:
-    """(rank correlation, low, high, share of equal signs) of two scorers' deltas on the same prompts.
+) -> tuple[float, float, float, float, int] | None:
+    """(rank correlation, low, high, share of equal signs, of how many) of two scorers' deltas on the same prompts.
 
-    Spearman's correlation with a 95 % percentile interval over resampled prompts. The share counts prompts on which
+    Spearman's correlation with a 95 % percentile interval over resampled prompts. The share is of those deltas on which
     both see a winner; 0.5 is what chance gives. None where a scorer sees no prompt differ, or fewer than three prompts.
     Deltas of several models are [prompts, models]: those of a prompt are drawn together.
     """
@@ -23,7 +23,13 @@ def agreement(
     low, high = np.nanquantile(repeats, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     decided = (one != 0) & (other != 0)
     same = float(np.mean(np.sign(one[decided]) == np.sign(other[decided]))) if decided.any() else 0.5
-    return float(_spearman(one.reshape(1, -1), other.reshape(1, -1))[0]), float(low), float(high), same
+    return (
+        float(_spearman(one.reshape(1, -1), other.reshape(1, -1))[0]),
+        float(low),
+        float(high),
+        same,
+        int(decided.sum()),
+    )
 
 
 def _spearman(one: Values, other: Values) -> Values:

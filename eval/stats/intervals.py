@@ -23,13 +23,19 @@ def mean_interval(values: Values, *, bound: float | None = None) -> tuple[float,
     differ, two more count, one at either bound (Bonett and Price, J. Educ. Behav. Stat. 37, 2012): with hardly anything
     seen to change, the spread that is seen says little. Without a bound, equal values give the point.
     """
-    if bound is not None and np.count_nonzero(values) < FEW_CHANGES:
-        values = np.concatenate([values, [bound, -bound]])
+    values = with_doubt(values, bound)
     n, mean = len(values), float(values.mean())
     if n < 2 or np.ptp(values) == 0:
         return mean, mean
     half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
     return mean - half, mean + half
+
+
+def with_doubt(values: Values, bound: float | None) -> Values:
+    """``values``, with one more at either ``bound`` where too few differ from 0 to believe their spread."""
+    if bound is None or np.count_nonzero(values) >= FEW_CHANGES:
+        return values
+    return np.concatenate([values, [bound, -bound]])
 
 
 def share_interval(shares: Values) -> tuple[float, float]:

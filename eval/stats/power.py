@@ -1,27 +1,33 @@
 """What so many prompts could have shown."""
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
-from eval.stats.intervals import LEVEL, Values
+from eval.stats.intervals import LEVEL, Values, with_doubt
+from eval.stats.significance import least_p
 
 POWER = 0.8
 
 
-def minimum_detectable(deltas: Values) -> float | None:
-    """The true mean difference that so many prompts with this spread would show in 80 % of repeats (two-sided 5 %).
+def minimum_detectable(deltas: Values, *, claims: int = 1, bound: float | None = None) -> float | None:
+    """The true mean difference that so many prompts with this spread would show in 80 % of repeats.
 
-    None where there is no spread to tell from: a single prompt, or all deltas equal.
+    By the power of the two-sided t test, at the level that a lone difference among ``claims`` must reach after
+    Benjamini-Hochberg: 5 % / claims. ``bound`` as in :func:`eval.stats.intervals.mean_interval`.
+    None where nothing could be shown: no spread to tell from, or too few prompts for the permutation test.
     """
-    if len(deltas) < 2 or np.ptp(deltas) == 0:
+    level = (1 - LEVEL) / claims
+    values = with_doubt(deltas, bound)
+    n = len(values)
+    if n < 2 or np.ptp(values) == 0 or least_p(len(deltas)) >= level:
         return None
-    z = stats.norm.ppf(0.5 + LEVEL / 2) + stats.norm.ppf(POWER)
-    return float(z * deltas.std(ddof=1) / np.sqrt(len(deltas)))
+    threshold = float(stats.t.isf(level / 2, n - 1))
 
+    def missing(shift: float) -> float:
+        return float(stats.nct.sf(threshold, n - 1, shift)) - POWER  # the other tail adds less than a millionth
 
-def prompts_needed(deltas: Values, effect: float) -> int | None:
-    """Prompts of this spread that would show a true mean difference of ``effect`` in 80 % of repeats; None if never."""
-    smallest = minimum_detectable(deltas)
-    if smallest is None or effect == 0:
-        return None
-    return max(2, int(np.ceil(len(deltas) * (smallest / effect) ** 2)))
+    most = threshold
+    while missing(most) < 0:
+        most += 1
+    shift = float(optimize.brentq(missing, 0.0, most))  # pyright: ignore[reportArgumentType]
+    return shift * float(values.std(ddof=1)) / float(np.sqrt(n))

@@ -5,6 +5,7 @@ import pytest
 from eval.comparison import compare_scores
 from eval.plan import ComparisonPlan
 from eval.prompts import Prompt
+from eval.verdict import amount, level
 
 NAN = float("nan")
 PLAN = ComparisonPlan.model_validate(
@@ -58,6 +59,19 @@ def test_scores_that_do_not_apply_are_left_out_in_pairs():
 def test_zeros_and_ones_are_shares_and_other_numbers_are_not():
     assert compare_scores(PLAN, rows(base=[[0, 1]], dpo=[[1, NAN]]), []).headline.is_share
     assert not compare_scores(PLAN, rows(base=[[0, 1]], dpo=[[1, 0.5]]), []).headline.is_share
+
+
+def test_numbers_have_their_unit_and_as_many_digits_as_say_something():
+    def headline(scale, table):
+        return compare_scores(PLAN, [row | {"scale": scale} for row in rows(base=table, dpo=table)], []).headline
+
+    cosines = headline("cosine", [[0.28, 0.3], [0.31, 0.27]])
+    assert (cosines.unit, cosines.decimals) == ("cosine", 4)
+    assert (amount(0.0123, cosines), level(0.28, cosines)) == ("+0.0123", "0.2800")
+    wide = headline("raw", [[5.0, 6.0], [7.0, 4.0]])
+    assert (wide.unit, wide.decimals) == ("", 3)
+    assert headline("0 or 1", [[0.0, 1.0]]).unit == "% of images"
+    assert headline("cosine", [[0.3, 0.3]]).decimals == 3
 
 
 def test_a_missing_image_is_an_error_and_not_a_smaller_sample():

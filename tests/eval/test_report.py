@@ -262,3 +262,18 @@ def test_text_stands_out_from_the_page_in_light_and_dark(written, browser, schem
     assert abs(brightness("color") - brightness("backgroundColor")) > 0.6
     assert (brightness("backgroundColor") < 0.5) == (scheme == "dark")
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+@pytest.mark.browser
+def test_on_paper_nothing_is_cut_off_or_folded_away(written, browser):
+    folder, *_ = written
+    page = browser.new_context(color_scheme="dark", viewport={"width": 690, "height": 1000}).new_page()
+    page.goto((folder / "report.html").as_uri())
+    page.emulate_media(media="print", color_scheme="dark")
+    cut = "[...document.querySelectorAll('.card')].filter((card) => card.scrollWidth > card.clientWidth + 1).length"
+    assert page.evaluate(cut) == 0
+    explained = page.locator("details dl, details .note")
+    assert explained.count() > 1
+    assert all(explained.nth(i).is_visible() for i in range(explained.count()))
+    assert not page.locator("form.tools").is_visible()
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(28, 32, 36)"

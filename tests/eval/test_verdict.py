@@ -78,7 +78,7 @@ BOTH = {"dpo": {"pickscore": 2.0, "aesthetic": 2.0}}
 def test_the_verdict_is_a_plain_sentence():
     assert verdict(difference(), SHARE) == (
         "dpo beats base on shapes/correct: +12.3 points [+8.1, +16.4], wins 61% [57%, 65%] of 144 prompts "
-        "(ties count half)."
+        "(95 % intervals; ties count half)."
     )
     assert verdict(difference(delta=-0.1, low=-0.2, high=-0.05), SHARE).startswith("dpo is worse than base on")
 
@@ -131,6 +131,21 @@ def test_scorers_that_see_the_opposite_are_reported():
     assert not any("disagree" in sentence for sentence in cautions(compared(BOTH)))
 
 
+def test_what_other_scorers_see_is_told_where_the_headline_sees_nothing():
+    said = cautions(compared({"dpo": {"aesthetic": -2.0}}))
+    told = [sentence for sentence in said if sentence.startswith("Where the headline shows no difference")]
+    assert len(told) == 2
+    assert "dpo against base on aesthetic \u2212" in told[0]
+    assert told[0].count("(one)") == told[0].count("(two)") == 1
+    assert not any(sentence.startswith("Where the headline") for sentence in cautions(compared(BOTH)))
+    partial = compared({"dpo": {"aesthetic": -2.0}}, partial={"aesthetic": "picked the checkpoint of dpo"})
+    assert not any(sentence.startswith("Where the headline") for sentence in cautions(partial))
+
+
+def test_with_several_claims_the_detectable_difference_is_a_lone_one():
+    assert "were it the only one, would show in four" in verdicts(compared({}))[0]
+
+
 def test_prompts_that_were_trained_on_are_reported_and_unknown_is_not_none():
     overlaps = [
         Overlap("one", "data/pairs", 40, 900, 7, 3, []),
@@ -155,6 +170,8 @@ def test_few_prompts_are_called_few():
     assert not any("few" in sentence for sentence in cautions(few))
     small = replace(few, differences=[replace(d, prompts=12) for d in few.differences])
     assert any(sentence.startswith("12 prompts are few") for sentence in cautions(small))
+    tiny = replace(few, differences=[replace(d, prompts=5) for d in few.differences])
+    assert "5 prompts are too few: no difference could be shown, however large." in cautions(tiny)
 
 
 def test_published_numbers_stand_beside_the_same_protocol_only():
