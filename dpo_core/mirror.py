@@ -72,9 +72,9 @@ class Mirror:
         with self._change:
             self._asked += 1
             self._change.notify_all()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
-            self._thread.start()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+                self._thread.start()
 
     def finish(self, limit_s: float) -> list[str]:
         """Wait until everything has arrived, at most ``limit_s``, and end; what has not arrived by then."""

@@ -35,6 +35,9 @@ class LoopSection(Section):
     """Updates between two checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """How many of the newest checkpoints to keep."""
+    background_checkpoints: bool = True
+    """Train on while a checkpoint is written, from a copy in the machine's memory that is as large as the checkpoint;
+    false saves that memory and lets every update at which one is due wait for the disk."""
     mirror: str | None = None
     """Where a copy of the run folder is kept up beside the training, such as s3://bucket/runs; an empty run folder goes
     on from there. A URL of fsspec without credentials, or a path; null keeps none."""

@@ -5,6 +5,7 @@ from typing import Any
 MAY_CHANGE = {
     "data.paths",
     "data.max_quarantined_share",
+    "loop.background_checkpoints",
     "loop.checkpoint_every",
     "loop.chosen_error_alarm",
     "loop.export_dtype",

@@ -104,12 +104,13 @@ class Sharding:
                 parameter.grad.fill_(torch.inf)
 
     def gather(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The whole of each tensor that is cut like the weight of its name, on the CPU of rank 0; nothing elsewhere."""
+        """A copy of the whole of each tensor that is cut like the weight of its name, on the CPU of rank 0; nothing
+        elsewhere."""
         found: dict[str, Tensor] = {}
         for name, part in parts.items():
             whole = self.whole(name, part)
             if self.rank == 0:
-                found[name] = whole.cpu()
+                found[name] = whole.detach().to("cpu", copy=whole is part)
         return found
 
     def whole(self, name: str, part: Tensor) -> Tensor:

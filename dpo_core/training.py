@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from dpo_core.checkpoint import TrainingState, load_agreed, save_checkpoint
+from dpo_core.checkpoint import TrainingState, load_agreed
 from dpo_core.context import RunContext
 from dpo_core.data.batches import PairBatch
 from dpo_core.data.encoder import check_encoder
@@ -18,11 +18,12 @@ from dpo_core.families import DTYPES, weights_hash
 from dpo_core.learner import Learner
 from dpo_core.ledger import Ledger, LedgerFile
 from dpo_core.metrics import MetricsFile, RunningMeans, device_memory
-from dpo_core.mirror import Mirror, mirrored
+from dpo_core.mirror import mirrored
 from dpo_core.policy import Policy
 from dpo_core.recipe import TrainSection
 from dpo_core.requirements import check_timesteps
 from dpo_core.resume import refuse_changed_maths
+from dpo_core.saving import CheckpointWriter, checkpoint_writer
 from dpo_core.sharding import Sharding
 from dpo_core.spikes import SpikeFile
 from dpo_core.update import Update
@@ -43,14 +44,29 @@ def train(config: TrainSection, context: RunContext, plan: Plan, batches: Batche
     that would change the mathematics, when too many pairs cannot be read, when gradients stay infinite, and when
     ``loop.mirror`` cannot be read and there is nothing to go on from.
     """
-    with mirrored(config.loop.mirror, context, name, config.loop.keep_checkpoints) as mirror:
-        return train_on(config, context, plan, batches, name, mirror)
+    keep, shared_out = config.loop.keep_checkpoints, config.policy.sharding == "full" and context.world_size > 1
+    with (
+        mirrored(config.loop.mirror, context, name, keep) as mirror,
+        checkpoint_writer(
+            context,
+            keep,
+            then=mirror.notify if mirror is not None else lambda: None,
+            background=config.loop.background_checkpoints,
+            copies=not shared_out,  # what is put together of parts is a copy already
+        ) as writer,
+    ):
+        return train_on(config, context, plan, batches, name, writer)
 
 
 def train_on(
-    config: TrainSection, context: RunContext, plan: Plan, batches: Batches, name: str, mirror: Mirror | None
+    config: TrainSection,
+    context: RunContext,
+    plan: Plan,
+    batches: Batches,
+    name: str,
+    writer: CheckpointWriter | None,
 ) -> bool:
-    """`train` on what is in the run folder; ``mirror`` of rank 0 is told of what is new there."""
+    """`train` on what is in the run folder; rank 0 has a ``writer`` of checkpoints."""
     loop, objective = config.loop, config.objective
     record = config.model_dump(mode="json", include=set(TrainSection.model_fields)) | {"data_sha256": plan.fingerprint}
     check_encoder(plan, config.family)
@@ -73,9 +89,8 @@ def train_on(
     quarantine = Quarantine(plan.quarantined, limit=config.data.max_quarantined_share)
     quarantine_file = context.run_dir / "quarantine.parquet"
 
-    checkpoints = context.run_dir / "checkpoints"
     start = 0
-    saved = load_agreed(checkpoints, context)
+    saved = load_agreed(context.run_dir / "checkpoints", context)
     if saved is not None:
         refuse_changed_maths(saved.config, record)
         policy.load_state(saved.weights)
@@ -102,6 +117,7 @@ def train_on(
         update.accumulate(micro_batches)
         unreadable += [item for batch in micro_batches for item in batch.quarantined]
         ledger.note(step + 1, micro_batches)
+        lr = learner.schedule.get_last_lr()[0]  # of this update, before it is done
         norm = learner.update()
 
         done = step + 1
@@ -125,7 +141,7 @@ def train_on(
             if alarm.just_raised:
                 log.warning("update %d: %s", done, alarm.message)
             metrics: dict[str, float] = {f"train/{key}": value for key, value in window.items()}
-            metrics |= {"train/lr": float(learner.schedule.get_last_lr()[0]), "train/grad_norm": norm.item()}
+            metrics |= {"train/lr": float(lr), "train/grad_norm": norm.item()}
             metrics |= {f"train/{key}": value for key, value in device_memory(context.device).items()}
             metrics |= {"train/skipped_updates": learner.skipped, "data/quarantined": len(quarantine.records)}
             if learner.spikes is not None:
@@ -137,10 +153,10 @@ def train_on(
         if done % loop.checkpoint_every == 0 or last or request != "nothing":
             parts = {"learner": learner.state(), "window": means.state(context)}
             state = TrainingState(done, policy.state(), parts, record)
-            if context.rank == 0:
-                save_checkpoint(checkpoints, state, loop.keep_checkpoints)
-                if mirror is not None:
-                    mirror.notify()
+            if writer is not None:
+                writer.save(state, now=last or request != "nothing")
+        elif writer is not None:
+            writer.check()
         if request == "stop" and not last:
             log.warning("asked to stop: checkpoint after update %d of %d", done, loop.max_steps)
             return False
@@ -148,6 +164,7 @@ def train_on(
     with learner.averaged(), policy.whole_weights():
         if context.rank == 0:
             tell_left_out(quarantine, plan)
+            tell_skipped(learner, loop.max_steps)
             facts = {
                 "steps": loop.max_steps,
                 "base_weights_sha256": base_hash,
@@ -165,6 +182,13 @@ def tell_left_out(quarantine: Quarantine, plan: Plan) -> None:
     reasons = counts_by_reason(quarantine.records)
     if reasons:
         log.warning("%d of %d rows could not be used: %s", len(quarantine.records), plan.total, told_counts(reasons))
+
+
+def tell_skipped(learner: Learner, steps: int) -> None:
+    if learner.skipped:
+        why = "not finite or a spike" if learner.spikes is not None else "not finite"
+        nothing = "; the model is the one that the run began with" if learner.skipped == steps else ""
+        log.warning("%d of %d updates left out, their gradient was %s%s", learner.skipped, steps, why, nothing)
 
 
 def pairs_of_all_ranks(micro_batches: list[PairBatch], context: RunContext) -> list[str]:
