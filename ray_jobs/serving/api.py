@@ -60,7 +60,8 @@ def build_app(
     @app.get("/v1/models/{name}")
     async def retrieve_model(name: str) -> dict[str, Any]:
         if name not in models:
-            raise ApiError(404, f"The model {name[:100]!r} does not exist.", "model_not_found", "model")
+            message = f"The model {name[:100]!r} does not exist; this server has: {', '.join(models)}"
+            raise ApiError(404, message, "model_not_found", "model")
         return _model_object(models[name])
 
     @app.post("/v1/images/generations")

@@ -1,6 +1,7 @@
 """Errors as the OpenAI API words them: ``{"error": {"message", "type", "param", "code"}}``."""
 
 import logging
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -42,17 +43,33 @@ async def _on_api_error(_: Request, error: Exception) -> JSONResponse:
     return error.response()
 
 
+CODES = {"extra_forbidden": "unknown_parameter", "missing": "missing_parameter", "json_invalid": "invalid_json"}
+NO_OBJECT = "The body must be a JSON object, sent with 'Content-Type: application/json'"
+SHOWN = 60
+
+
 async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
     """FastAPI's 422 as a 400: the first problem decides ``param`` and ``code``, the message names all."""
     assert isinstance(error, RequestValidationError)
-    problems, params = [], []
-    for problem in error.errors():
-        place = [str(part) for part in problem["loc"] if part != "body"]
-        is_field = problem["type"] != "json_invalid" and bool(place)
-        params.append(place[0] if is_field else None)
-        problems.append(f"{'.'.join(place)}: {problem['msg']}" if is_field else problem["msg"])
-    code = {"extra_forbidden": "unknown_parameter", "missing": "missing_parameter", "json_invalid": "invalid_json"}
-    return bad_request("; ".join(problems), params[0], code.get(error.errors()[0]["type"], "invalid_value")).response()
+    problems = [_told(problem) for problem in error.errors()]
+    code = CODES.get(error.errors()[0]["type"], "invalid_value")
+    return bad_request("; ".join(message for _, message in problems), problems[0][0], code).response()
+
+
+def _told(problem: Any) -> tuple[str | None, str]:
+    """The field at fault, None for the body as a whole, and what is wrong with it and was given."""
+    place = [str(part) for part in problem["loc"] if part != "body"]
+    if problem["type"] == "json_invalid":
+        where, why = problem["loc"][-1], problem.get("ctx", {}).get("error", "")
+        return None, f"The body is no JSON: {why} at character {where}"
+    if not place:
+        return None, NO_OBJECT
+    name, kind = ".".join(place), problem["type"]
+    if kind == "extra_forbidden":
+        return place[0], f"{name}: this server knows no such parameter; leave it out"
+    # A lone surrogate can be said in JSON, but not in UTF-8.
+    shown = str(problem["input"])[:SHOWN].encode(errors="replace").decode()
+    return place[0], f"{name}: {problem['msg']}" + ("" if kind == "missing" else f"; given {shown!r}")
 
 
 async def _on_http_exception(_: Request, error: Exception) -> JSONResponse:

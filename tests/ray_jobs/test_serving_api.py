@@ -126,6 +126,22 @@ def test_a_body_that_cannot_be_used_is_a_bad_request_in_the_openai_shape(client,
     assert_openai_error(response, 400, code)
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"prompt": "a", ', "The body is no JSON: Expecting property name enclosed in double quotes at character 16"),
+        (b"[]", "The body must be a JSON object, sent with 'Content-Type: application/json'"),
+        (b'{"n": 1}', "prompt: Field required"),
+        (b'{"prompt": "a", "n": 0}', "n: Input should be greater than or equal to 1; given '0'"),
+        (b'{"prompt": "a", "seed": "\\ud800"}', "seed: Input should be a valid integer; given '?'"),
+        (b'{"prompt": "a", "steps": 3}', "steps: this server knows no such parameter; leave it out"),
+    ],
+)
+def test_an_error_says_what_was_wrong_given_and_allowed(client, body, words):
+    response = client.post("/v1/images/generations", content=body, headers={"Content-Type": "application/json"})
+    assert response.json()["error"]["message"] == words
+
+
 def test_a_body_over_the_limit_is_refused_with_and_without_a_declared_length(client):
     assert_openai_error(ask(client, user="x" * 5000), 413, "body_too_large")
     chunks = (b"x" * 100 for _ in range(100))
