@@ -110,6 +110,20 @@ def test_sft_trains_on_the_chosen_image_and_loads_no_reference(tiny_sd, tiny_pai
     assert "train/margin" not in rows[0]
 
 
+def test_the_logged_learning_rate_is_the_one_that_the_update_was_made_with(tiny_sd, tiny_pairs, tmp_path):
+    config = config_of(tiny_sd, tiny_pairs, optim__warmup_steps=2, loop__checkpoint_every=4)
+    run(config, tmp_path)
+    logged = [row["train/lr"] for row in read_complete_rows(tmp_path / "metrics.jsonl")]
+    assert logged == pytest.approx([0, 0.0005, 0.001, 0.001])
+
+
+def test_a_run_that_skipped_all_its_updates_says_that_it_learned_nothing(tiny_sd, tiny_pairs, tmp_path, caplog):
+    # The first scales of half precision overflow at this beta, and two updates are too few to find a smaller one.
+    config = config_of(tiny_sd, tiny_pairs, loop__precision="fp16", loop__max_steps=2, loop__checkpoint_every=2)
+    run(config, tmp_path)
+    assert "2 of 2 updates left out, their gradient was not finite; the model is the one that" in caplog.text
+
+
 def test_a_changed_learning_rate_is_refused_on_resume_and_named(tiny_sd, tiny_pairs, tmp_path):
     run(config_of(tiny_sd, tiny_pairs, loop__max_steps=2), tmp_path)
     with pytest.raises(ValueError, match=r"optim\.lr was 0\.001, now 0\.002"):
