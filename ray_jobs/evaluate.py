@@ -13,31 +13,15 @@ from rich.console import Console
 from dpo_core.embedded import resolve_model
 from eval.comparison import Comparison
 from eval.evaluation import finish, plan_work
-from eval.plan import ComparisonPlan
 from eval.report import Reproduce, write_report
 from eval.sources import Source, find_source
 from eval.verdict import verdicts
 from ray_jobs import verify_scorers
 from ray_jobs.compared import note_metrics, record, register, results_tables
+from ray_jobs.comparison_job import EvaluateJob
 from ray_jobs.config import run_verb, save_config, to_yaml
-from ray_jobs.pool import TasksSection, run_pool
-from ray_jobs.tracking import TrackingSection, track_run
-
-
-class EvaluateJob(ComparisonPlan):
-    """A comparison, and where it runs and is kept."""
-
-    out: str = "runs/compare"
-    """Folder for images, scores and report, seen by every node under this path. Images already there are kept."""
-    title: str = "Model comparison"
-    """Head of the report."""
-    training_curves: dict[str, str] = {}
-    """Label -> metrics.jsonl of a run, shown in the report."""
-    tasks: TasksSection = TasksSection()
-    tracking: TrackingSection = TrackingSection()
-    register_as: str | None = None
-    """Name of a registered model in MLflow that the compared models become versions of. The best one gets the alias
-    `champion`, and only if it is shown to be better than the baseline by an independent scorer."""
+from ray_jobs.pool import run_pool
+from ray_jobs.tracking import track_run
 
 
 def compare(job: EvaluateJob, console: Console | None = None) -> Comparison:

@@ -14,6 +14,7 @@ from rich.table import Table
 from dpo_core.section import Section
 from eval.scorers import AnyScorer
 from eval.scorers.verify import Verdict, standard_scorers, verify
+from ray_jobs.comparison_job import EvaluateJob
 from ray_jobs.config import run_verb
 
 FLAG = "--verify-scorers"
@@ -35,8 +36,6 @@ class VerifyJob(Section):
     @classmethod
     def _of_a_comparison(cls, given: Any) -> Any:
         """The rest of a comparison's config is no mistake here; other unknown keys are."""
-        from ray_jobs.evaluate import EvaluateJob
-
         if not isinstance(given, dict):
             return given
         others = EvaluateJob.model_fields.keys() - cls.model_fields.keys()
