@@ -3,6 +3,7 @@
 Where we differ on purpose, a test shows the script's value and ours:
 
 - time ids: the script flattens sizes of two images across rows; ours are each image's own.
+- latents: the script takes the mean of the autoencoder's posterior; ours are drawn from it, as for every objective.
 - a dropped caption: the script encodes the empty text; ours is zeros, what diffusers' pipeline guides away from.
 """
 
@@ -20,7 +21,7 @@ from dpo_core.families.ip_adapter import IPAdapterSection
 from dpo_core.objectives import PatchDPO
 from dpo_core.optim import OptimSection, make_optimizer
 from dpo_core.policy import Policy, PolicySection
-from dpo_core.step import Denoising, pair_errors
+from dpo_core.step import Denoising, pair_errors, pair_latents
 
 ASSETS = Path(__file__).parents[1] / "assets" / "parity"
 CPU = torch.device("cpu")
@@ -174,3 +175,15 @@ def test_the_script_encodes_a_dropped_caption_where_guidance_will_use_zeros(poli
     assert steps[1]["encoder_hidden_states"][dropped].any()
     others = [index for index in range(4) if index != dropped]
     torch.testing.assert_close(ours[others], steps[1]["encoder_hidden_states"][others], rtol=0, atol=1e-5)
+
+
+def test_the_script_trains_on_the_mean_of_the_posterior_and_we_draw_from_it(policy, steps):
+    step, family = steps[0], policy.family
+    mean, std = (each.unflatten(0, (2, 4)).transpose(0, 1) for each in family.encode_images(step["pixel_values_u8"]))
+    captions = META["prompts"][0]
+    batch = PairBatch(list("abcd"), [0] * 4, torch.ones(4), captions, captions, geometry=SIZES.view(4, 2, 6))
+    batch.posterior = torch.stack([mean, std], dim=2)
+    drawn = pair_latents(policy, batch, 2, seed=0)
+    away = (drawn - step["latents"]) / family.scale_latents(std.transpose(0, 1).flatten(0, 1))
+    assert away.mean().abs() < 0.05
+    assert away.std().item() == pytest.approx(1, abs=0.05)
