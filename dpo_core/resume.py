@@ -1,6 +1,12 @@
 """Whether a run may go on with the config that is given now."""
 
+import json
+from pathlib import Path
 from typing import Any
+
+from dpo_core.checkpoint import MANIFEST
+from dpo_core.data.plan import Plan
+from dpo_core.recipe import TrainSection
 
 MAY_CHANGE = {
     "data.paths",
@@ -17,6 +23,22 @@ MAY_CHANGE = {
     "policy.sharding",
 }
 """Fields that a resumed run may have changed: they do not touch the mathematics (the data has a hash of its own)."""
+
+
+def run_record(config: TrainSection, plan: Plan) -> dict[str, Any]:
+    """What a checkpoint keeps of the run that made it: its config, and a hash of its data."""
+    return config.model_dump(mode="json", include=set(TrainSection.model_fields)) | {"data_sha256": plan.fingerprint}
+
+
+def refuse_to_go_on(checkpoints: Path, config: TrainSection, plan: Plan) -> None:
+    """`refuse_changed_maths` by the newest checkpoint, before anything is loaded, started or written."""
+    for path in sorted(checkpoints.glob("step-????????"), reverse=True):
+        try:
+            saved = json.loads((path / MANIFEST).read_text())["config"]
+        except (OSError, ValueError, KeyError):  # damaged: the run will pass it over
+            continue
+        refuse_changed_maths(saved, run_record(config, plan))
+        return
 
 
 def refuse_changed_maths(saved: dict[str, Any], now: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from dpo_core.mirror import mirrored
 from dpo_core.policy import Policy
 from dpo_core.recipe import TrainSection
 from dpo_core.requirements import check_timesteps
-from dpo_core.resume import refuse_changed_maths
+from dpo_core.resume import refuse_changed_maths, run_record
 from dpo_core.saving import CheckpointWriter, checkpoint_writer
 from dpo_core.sharding import Sharding
 from dpo_core.spikes import SpikeFile
@@ -68,7 +68,7 @@ def train_on(
 ) -> bool:
     """`train` on what is in the run folder; rank 0 has a ``writer`` of checkpoints."""
     loop, objective = config.loop, config.objective
-    record = config.model_dump(mode="json", include=set(TrainSection.model_fields)) | {"data_sha256": plan.fingerprint}
+    record = run_record(config, plan)
     check_encoder(plan, config.family)
     family = load_family(
         config.family, context.device, loop.precision, plan, config.data, encodes=config.policy.text_encoder

@@ -46,8 +46,12 @@ class RayContext:
         """Where each rank runs."""
 
     def report(self, metrics: dict[str, Any]) -> None:
-        """Tell Ray; and name ranks that hold up the others."""
-        ray.train.report(metrics)
+        """Name ranks that hold up the others.
+
+        Ray is not told: nobody would read it there, and its controller fetches one report in two seconds, for which
+        every worker would wait.
+        """
+        del metrics
         if self.world_size > 1:
             own = torch.zeros(self.world_size, dtype=torch.float64, device=self.device)
             own[self.rank] = self.pace.own_seconds()

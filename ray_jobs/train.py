@@ -15,9 +15,11 @@ from dpo_core.data.batches import PairBatch, step_batches
 from dpo_core.data.plan import Plan
 from dpo_core.data.quarantine import counts_by_reason, read_quarantine, told_counts
 from dpo_core.recipe import TrainSection
+from dpo_core.resume import refuse_to_go_on
 from dpo_core.section import Section
 from dpo_core.stopping import clear_stop, signals_stop, stop_asked
 from dpo_core.training import train
+from ray_jobs.alone import only_one
 from ray_jobs.cluster import ClusterSection, check_fits, gpus_each, start_ray
 from ray_jobs.config import run_verb, save_config
 from ray_jobs.progress import training_progress
@@ -76,22 +78,24 @@ def epochs(job: TrainJob, plan: Plan) -> float:
 def run_training(job: TrainJob, console: Console | None = None) -> Path:
     """Train as ``job`` says, or go on with the run of that name; returns the run folder.
 
-    Raises ValueError when the data cannot be read or the run was started with another config.
+    Raises ValueError when the data cannot be read, the run was started with another config, or it is running already.
     """
     console = console or Console()
     folder = run_dir(job)
     folder.mkdir(parents=True, exist_ok=True)
-    with logged_end(folder), full_disk_is_users(folder):
-        train_in(folder, job, console)
+    with full_disk_is_users(folder), only_one(folder):
+        plan = Plan.build(job.data)
+        refuse_to_go_on(folder / "checkpoints", job, plan)
+        with logged_end(folder):
+            train_in(folder, job, plan, console)
     if stop_asked(folder):
         clear_stop(folder)
         console.print(f"stopped after update {updates_done(folder)} of {job.loop.max_steps}; the same command goes on")
     return folder
 
 
-def train_in(folder: Path, job: TrainJob, console: Console) -> None:
-    """`run_training`, with all that goes on beside it."""
-    plan = Plan.build(job.data)
+def train_in(folder: Path, job: TrainJob, plan: Plan, console: Console) -> None:
+    """Train, with all that goes on beside it."""
     save_config(job, folder / "config.yaml")
     clear_stop(folder)
     if job.cluster.num_workers > 0:

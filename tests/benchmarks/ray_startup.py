@@ -1,6 +1,6 @@
 """What Ray costs before the first update, and what a second run in the same place still costs.
 
-python -m tests.benchmarks.ray_startup [--workers 2] [--updates 5]
+python -m tests.benchmarks.ray_startup [--workers 2] [--updates 40]
 
 Trains a tiny model with `palate train`'s own worker twice in one Ray: joining Ray, placing workers, importing, forming
 the process group, planning, the first update. Seconds of wall time; nothing else should run on the machine.
@@ -47,7 +47,7 @@ def first_line(log: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--updates", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=40)
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     took: dict[str, float] = {}

@@ -1,11 +1,16 @@
 import math
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from dpo_core.data.quarantine import read_quarantine
 from dpo_core.metrics import read_complete_rows
+from ray_jobs.alone import only_one
+from ray_jobs.config import load_config
+from ray_jobs.train import TrainJob, run_training
 from tests.ray_jobs.jobs import final_weights, kill_once_there, palate, write_job
 
 
@@ -42,6 +47,29 @@ def test_a_run_killed_with_sigkill_and_started_again_ends_with_the_same_bits(str
     assert done.returncode == 0, done.stderr
     expected, resumed = final_weights(straight), final_weights(tmp_path / "runs" / "run")
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+def test_a_changed_config_is_refused_by_name_before_anything_is_touched(tmp_path, tiny_sd, tiny_pairs):
+    config = write_job(tmp_path, tiny_sd, tiny_pairs, steps=1)
+    folder = run_training(load_config(TrainJob, config, []), Console(quiet=True))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"objective\.beta was 500\.0, now 100\.0; optim\.lr was 0\.001, now 0\.002"):
+        run_training(load_config(TrainJob, config, ["objective.beta=100", "optim.lr=0.002"]), Console(quiet=True))
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_second_training_in_the_same_folder_is_refused_and_leaves_the_first_alone(tmp_path, tiny_sd, tiny_pairs):
+    config = write_job(tmp_path, tiny_sd, tiny_pairs)
+    folder = tmp_path / "runs" / "run"
+    folder.mkdir(parents=True)
+    with only_one(folder):
+        done = palate("train", "--config", config)
+        assert done.returncode == 1
+        assert f"another process (process {os.getpid()} on " in " ".join(done.stderr.split())
+        assert "Traceback" not in done.stderr
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+    with only_one(folder):
+        pass
 
 
 def test_a_misspelt_field_is_answered_with_did_you_mean_and_exit_code_two(tmp_path, tiny_sd, tiny_pairs):
