@@ -6,11 +6,12 @@ import sys
 from functools import lru_cache
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from rich.console import Console
 
 from dpo_core.data import images, schema
 from dpo_core.data.files import JOB_FILE, open_parquet, read_columns
+from dpo_core.data.labelled import LABELLED_BY, labelled_by
 from dpo_core.data.locations import name_of, there
 from dpo_core.data.quarantine import Reason, RowRejected
 from dpo_core.data.scan import RowGroup
@@ -27,6 +28,7 @@ from dpo_core.data.sources.index import (
     taken_rows,
     write_index,
 )
+from dpo_core.data.sources.table import Unlabelled
 from dpo_core.data.writing import OutFolder, settled
 from dpo_core.section import Section
 from ray_jobs.cluster import ClusterSection
@@ -65,6 +67,15 @@ class ImportJob(Section):
     """Stop when more than this share of the pairs cannot be used."""
     cluster: ClusterSection = ClusterSection(num_workers=0)
 
+    @model_validator(mode="after")
+    def _labels_fit(self) -> "ImportJob":
+        if isinstance(getattr(self.source, "label", None), Unlabelled) and self.filters.unlabelled != "keep":
+            raise ValueError(
+                f"source.label.kind=none says that nobody has judged the pairs, but filters.unlabelled="
+                f"{self.filters.unlabelled} takes none of them; use filters.unlabelled=keep"
+            )
+        return self
+
 
 class ImportRecipe(Recipe):
     """Fetches the images of a row of the index."""
@@ -73,11 +84,12 @@ class ImportRecipe(Recipe):
         *(schema.SCHEMA.field(name) for name in schema.IMAGES),
         *(schema.SCHEMA.field(name) for name in ("are_different", "best_image_uid", "image_0_uid", "image_1_uid")),
     )
-    reads = ("best_image_uid", "image_0_uid", "image_1_uid")
+    reads = ("best_image_uid", "image_0_uid", "image_1_uid", "has_label")
     uses_gpu = False
 
-    def __init__(self, job: ImportJob, *, per_image: bool) -> None:
-        self.per_image = per_image
+    def __init__(self, job: ImportJob, *, per_image: bool, labelled: list[str]) -> None:
+        """``labelled`` are the scorers that labelled the source, where it is a set of ours."""
+        self.per_image, self._labelled = per_image, labelled
         self._limits = images.ImageLimits(1, int(job.max_megapixels * 1e6), math.inf)
         self._check, self._min_side = job.check, job.filters.min_side
 
@@ -110,8 +122,14 @@ class ImportRecipe(Recipe):
             return Outcome(left_out="smaller than min_side")
         uids = [row.values[f"image_{i}_uid"] or uid_of(data) for i, data in enumerate(found)]
         best = row.values["best_image_uid"] or ("none" if row.side is None else uids[row.side])
+        best = None if row.values["has_label"] is False else best
         values = dict(zip(schema.IMAGES, found, strict=True)) | {"are_different": True, "best_image_uid": best}
         return Outcome.made(values | {"image_0_uid": uids[0], "image_1_uid": uids[1]})
+
+    def report(self, files: list[str]) -> dict[str, Any]:
+        """Who labelled the set."""
+        del files
+        return {LABELLED_BY: self._labelled}
 
 
 def uid_of(data: bytes) -> str:
@@ -166,7 +184,7 @@ def shard_job(job: ImportJob, facts: Facts) -> ShardJob:
         bytes=0,
     )
     per_image = "caption_0" in job.source.extra_columns()
-    recipe = ImportRecipe(job, per_image=per_image)
+    recipe = ImportRecipe(job, per_image=per_image, labelled=labelled_by(getattr(job.source, "paths", [])))
     folder, share = job.out, job.max_quarantined_share
     return ShardJob("import", folder, source, recipe, _settings(job), job.cluster, job.shard_pairs, share)
 
@@ -178,7 +196,9 @@ def _parts(file: str) -> list[Part]:
         told = read_columns(parquet, file, [ORIGIN, *schema.LABELS]).to_pylist()
         for group in range(parquet.num_row_groups):
             rows = told[first : first + parquet.metadata.row_group(group).num_rows]
-            sides = [schema.chosen_side(row["label_0"], row["label_1"]) for row in rows]
+            sides = [
+                None if row["label_0"] is None else schema.chosen_side(row["label_0"], row["label_1"]) for row in rows
+            ]
             origins = [row[ORIGIN].rpartition("#") for row in rows]
             ids = [f"{name_of(origin)}#{row}" for origin, _, row in origins]
             # Millions of pairs share a few names of files.

@@ -6,13 +6,13 @@ from pydantic import Field
 from rich.console import Console
 
 from dpo_core.data.images import ImageLimits
+from dpo_core.data.labelled import labelled_by
 from dpo_core.data.section import DataSection
 from dpo_core.data.writing import OutFolder
 from dpo_core.section import Section
 from eval.scorers import AnyScorer
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import run_verb
-from ray_jobs.labelled import labelled_by
 from ray_jobs.labelling import LabelRecipe, Mode
 from ray_jobs.shards import ShardJob, plan_shards, read_source, run_shards, settings_of
 

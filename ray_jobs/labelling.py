@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dpo_core.data.images import ImageLimits, decode
+from dpo_core.data.labelled import LABELLED_BY
 from dpo_core.data.quarantine import Reason, RowRejected
 from dpo_core.data.schema import chosen_side, clean_text
 from eval.scorers.base import Scorer
 from eval.stats import win_rate_interval
-from ray_jobs.labelled import LABELLED_BY
 from ray_jobs.shard_work import read_summary
 from ray_jobs.shards import Maker, Outcome, Recipe, Row
 

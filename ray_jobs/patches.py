@@ -12,6 +12,7 @@ from rich.console import Console
 
 from dpo_core.data import images, schema
 from dpo_core.data.files import read_column
+from dpo_core.data.labelled import LABELLED_BY, labelled_by
 from dpo_core.data.patch_features import VisionSection, image_side, load_vision_config, patch_size
 from dpo_core.data.quarantine import Reason, RowRejected
 from dpo_core.data.section import DataSection
@@ -20,7 +21,6 @@ from dpo_core.families import AnyFamily
 from dpo_core.section import Section
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import run_verb
-from ray_jobs.labelled import LABELLED_BY, labelled_by
 from ray_jobs.shards import (
     Maker,
     Outcome,

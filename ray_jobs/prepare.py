@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 from rich.console import Console
 
+from dpo_core.data.labelled import labelled_by
 from dpo_core.data.latents import (
     LatentCache,
     cached_captions,
@@ -93,6 +94,7 @@ def wanted_cache(job: PrepareJob, plan: Plan) -> LatentCache:
         limits={"min_side": data.min_side, "max_megapixels": data.max_megapixels, "max_aspect": data.max_aspect},
         total=plan.total,
         ties=plan.ties,
+        labelled_by=tuple(labelled_by(data.paths)),
     )
 
 

@@ -80,12 +80,15 @@ class LatentCache:
     total: int = 0
     """Rows of the source, of which ``ties`` were left out."""
     ties: int = 0
+    labelled_by: tuple[str, ...] = ()
+    """The scorers that decided who won, as far as the source says."""
     format: int = FORMAT
 
     def differences(self, other: "LatentCache") -> str:
         """What makes the shards of two caches different, in words; empty when they are interchangeable."""
         ours, theirs = asdict(self), asdict(other)
-        decided = [name for name in ours if name not in ("model", "shape", "complete", "total", "ties")]
+        aside = ("model", "shape", "complete", "total", "ties", "labelled_by")
+        decided = [name for name in ours if name not in aside]
         return ", ".join(
             f"{name} {ours[name]} there, {theirs[name]} here" for name in decided if ours[name] != theirs[name]
         )
@@ -106,7 +109,8 @@ def read_cache(folder: str | Path) -> LatentCache:
     path = _file(folder, CACHE_FILE)
     try:
         fields = json.loads(locations.read_bytes(path, DESCRIPTION_LIMIT))
-        cache = LatentCache(**{"format": 1, **fields, "shape": tuple(fields["shape"])})
+        given = {name: tuple(fields.get(name, ())) for name in ("shape", "labelled_by")}
+        cache = LatentCache(**{"format": 1, **fields, **given})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read as the description of a latent cache: {error}") from error
     if cache.format != FORMAT:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dpo_core.data.files import read_column
 from dpo_core.data.images import ImageLimits, decode
+from dpo_core.data.labelled import LABELLED_BY
 from dpo_core.data.quarantine import Reason, RowRejected
 from eval.scorers.clip import CLIPScore
 from eval.stats import mean_interval
@@ -27,7 +28,6 @@ from ray_jobs.captioning.section import (
     Variant,
 )
 from ray_jobs.captioning.texts import CHANGES, LEXICAL, Strength, caption_of, fill
-from ray_jobs.labelled import LABELLED_BY
 from ray_jobs.shards import Maker, Outcome, Recipe, Row
 
 TEXTS = ("generated_0", "generated_1", "perturbed_prompt", "perturbed_caption")

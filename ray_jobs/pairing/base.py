@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from dpo_core.data import schema
+from dpo_core.data.labelled import labelled_by
 from dpo_core.data.section import DataSection
 from dpo_core.section import Section
-from ray_jobs.labelled import labelled_by
 from ray_jobs.shards import Recipe, Row, Source, read_source
 
 DECISIVE = ("image_0_uid", "image_1_uid", "image_0_url", "image_1_url", "model_0", "model_1")

@@ -10,9 +10,9 @@ from PIL import Image
 from pydantic import Field
 
 from dpo_core.data import images
+from dpo_core.data.labelled import LABELLED_BY
 from dpo_core.data.quarantine import Reason, RowRejected
 from dpo_core.data.rejects import make_worse
-from ray_jobs.labelled import LABELLED_BY
 from ray_jobs.pairing.base import FromSet, Half, columns_of, fingerprint, made_pair, reads_of, stored_half
 from ray_jobs.shards import Maker, Outcome, Recipe, Row, Source
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from dpo_core import randomness
 from dpo_core.data import images
-from ray_jobs.labelled import LABELLED_BY
+from dpo_core.data.labelled import LABELLED_BY
 from ray_jobs.pairing.base import FromSet, columns_of, made_pair, reads_of, stored_half
 from ray_jobs.shards import Maker, Outcome, Recipe, Row, Source
 

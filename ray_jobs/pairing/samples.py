@@ -10,6 +10,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from dpo_core import randomness
+from dpo_core.data.labelled import LABELLED_BY
 from dpo_core.data.quarantine import Reason, RowRejected
 from dpo_core.data.schema import SCHEMA
 from dpo_core.data.sources.drawings import jpeg, preference_row
@@ -20,7 +21,6 @@ from eval.generate import SamplerSection
 from eval.prompts import load_prompt_set, prompt_sets
 from eval.scorers import AnyScorer
 from eval.scorers.shapes import Shapes
-from ray_jobs.labelled import LABELLED_BY
 from ray_jobs.pairing.base import PairRecipe
 from ray_jobs.pairing.painter import Painter, as_read, drawing_cost, judge_id, judge_problem, weights_of
 from ray_jobs.shards import Maker, Outcome, Recipe, Row, Source, given_source

@@ -10,6 +10,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from dpo_core import randomness
+from dpo_core.data.labelled import LABELLED_BY
 from dpo_core.data.schema import SCHEMA
 from dpo_core.data.sources.drawings import jpeg, near_miss, preference_row
 from dpo_core.data.sources.shapes import captions, draw
@@ -18,7 +19,6 @@ from eval.generate import SamplerSection
 from eval.scorers import AnyScorer
 from eval.scorers.base import ScoreFunction
 from eval.scorers.shapes import Shapes
-from ray_jobs.labelled import LABELLED_BY
 from ray_jobs.pairing.base import PairRecipe
 from ray_jobs.pairing.painter import Painter, as_read, drawing_cost, judge_id, judge_problem, weights_of
 from ray_jobs.shards import Maker, Outcome, Recipe, Row, Source, given_source

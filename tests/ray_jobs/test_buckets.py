@@ -10,13 +10,13 @@ from rich.console import Console
 
 from dpo_core.data import latents, locations
 from dpo_core.data.batches import step_batches
+from dpo_core.data.labelled import labelled_by
 from dpo_core.data.plan import Plan
 from dpo_core.data.texts import TextStore, text_files
 from dpo_core.families.base import DTYPES
 from ray_jobs import cli
 from ray_jobs.config import load_config
 from ray_jobs.label import LabelJob, shard_job
-from ray_jobs.labelled import labelled_by
 from ray_jobs.prepare import prepare
 from ray_jobs.shards import read_record, run_shards, shard_files
 from tests import local_gcs

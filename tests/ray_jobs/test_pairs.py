@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpo_core.data.batches import DataSection
+from dpo_core.data.labelled import labelled_by
 from dpo_core.data.schema import SCHEMA
-from ray_jobs.labelled import labelled_by
 from ray_jobs.pairing.downgrade import Downgrade
 from ray_jobs.pairing.other_caption import OtherCaption
 from ray_jobs.pairing.world import World

@@ -8,15 +8,18 @@ import pytest
 from dpo_core.data import latents
 from dpo_core.data.batches import DataSection, step_batches
 from dpo_core.data.encoder import check_encoder
+from dpo_core.data.labelled import labelled_by
 from dpo_core.data.plan import Plan
 from dpo_core.data.quarantine import counts_by_reason, read_quarantine
 from dpo_core.data.texts import text_files
 from dpo_core.families import SD15
+from eval.provenance import training_of
 from ray_jobs.config import load_config
 from ray_jobs.prepare import PrepareJob, main, make_shards, prepare
 from ray_jobs.train import TrainJob
 from tests.ray_jobs.caches import ASSETS, SHARE, cached, check_latents_match_images, job
 from tests.same_batches import flat, take
+from tests.tiny_data import make_pairs
 from tests.tiny_models import make_tiny_sd
 
 pytestmark = pytest.mark.timeout(600)  # a cluster on a busy machine takes minutes to start
@@ -48,6 +51,17 @@ def test_a_cache_serves_the_images_of_other_pairs_as_the_images_themselves_do(mo
     }
     # Of the hostile rows some have a broken rejected image only, which nobody looks at here.
     assert len(lost) == (2 if name == "hostile.parquet" else 1)
+
+
+def test_who_labelled_a_set_is_told_by_its_cache_and_found_by_an_evaluation(model, tmp_path):
+    pairs = make_pairs(tmp_path / "pairs", 4)
+    (pairs / "job.json").write_text(json.dumps({"report": {"labelled_by": ["pickscore/pickscore"]}}))
+    work = job(model, tmp_path / "cache")
+    prepare(work.model_copy(update={"data": DataSection(paths=[str(pairs)], resolution=16)}))
+    assert labelled_by([str(tmp_path / "cache")]) == ["pickscore/pickscore"]
+    provenance = {"config": {"data": {"paths": [str(tmp_path / "cache")]}}}
+    (tmp_path / "provenance.json").write_text(json.dumps(provenance))
+    assert training_of(tmp_path).labelled_by == ["pickscore/pickscore"]
 
 
 def test_half_precision_storage_rounds_and_takes_half_the_space(model, tmp_path):

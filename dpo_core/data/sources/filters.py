@@ -30,6 +30,9 @@ class FilterSection(Section):
 
     ties: Literal["keep", "drop"] = "keep"
     """Ties are never trained on; kept ones can be labelled by `palate label`."""
+    unlabelled: Literal["quarantine", "keep", "drop"] = "quarantine"
+    """Pairs that nobody judged (has_label is false, or a label is missing): unusable, kept so that `palate label` can
+    judge them, or left out."""
     users: list[int | str] = []
     """Only pairs judged by these; empty for everybody."""
     not_users: list[int | str] = []
@@ -90,6 +93,7 @@ class Sieve:
 
     def __init__(self, section: FilterSection, survey: Survey) -> None:
         self._section, self._survey = section, survey
+        self.unlabelled = section.unlabelled
         self._users, self._not_users = set(map(str, section.users)), set(map(str, section.not_users))
         self._models = re.compile(section.models, re.IGNORECASE)
 
@@ -134,10 +138,11 @@ def stable_id(*parts: Any) -> int:
 
 
 def traits_of(values: Mapping[str, Any], user: str | None, key: str) -> Traits:
-    """The traits of a pair with clean labels; a prompt that is a list counts by its first text."""
+    """The traits of a pair with clean labels, or none; a prompt that is a list counts by its first text."""
     texts = values.get("caption") or values.get("caption_0") or [""]
     models = values.get("model_0"), values.get("model_1")
-    return Traits(values["label_0"] == values["label_1"], user, models, texts[0], key)
+    labels = values["label_0"], values["label_1"]
+    return Traits(labels[0] is not None and labels[0] == labels[1], user, models, texts[0], key)
 
 
 def _hash(purpose: str, text: str) -> int:

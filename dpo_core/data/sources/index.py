@@ -165,7 +165,10 @@ def _taken_pair(record: Record, sieve: Sieve) -> dict[str, Any] | Quarantined | 
     origin = f"{locations.name_of(record.file)}#{record.row}"
     try:
         row = _row(record, origin)
-        schema.chosen_side(row["label_0"], row["label_1"], row["has_label"])
+        if not _is_judged(row, sieve.unlabelled):
+            if sieve.unlabelled == "drop":
+                return LeftOut("without a label")
+            row |= {"label_0": None, "label_1": None, "has_label": False}
         captions = [row[name] for name in schema.CAPTION_PER_IMAGE if name in record.values] or [row["caption"]]
         for texts in captions:
             schema.clean_captions(None if texts is None else tuple(texts))
@@ -175,6 +178,18 @@ def _taken_pair(record: Record, sieve: Sieve) -> dict[str, Any] | Quarantined | 
     if why := sieve.why_left_out(traits_of(row, record.user, key)):
         return LeftOut(why)
     return {"row": row, "key": key}
+
+
+def _is_judged(row: dict[str, Any], unlabelled: str) -> bool:
+    """Whether somebody said which image is better. Raises RowRejected for wrong labels, and for none where they count
+    as unusable."""
+    try:
+        schema.chosen_side(row["label_0"], row["label_1"], row["has_label"])
+    except RowRejected as rejected:
+        if rejected.reason is not Reason.LABEL_MISSING or unlabelled == "quarantine":
+            raise
+        return False
+    return True
 
 
 def _row(record: Record, origin: str) -> dict[str, Any]:

@@ -94,7 +94,20 @@ class Chosen(Section):
         return decided(0)
 
 
-AnyLabel = Annotated[Labels | Winner | Scores | Chosen, Field(discriminator="kind")]
+class Unlabelled(Section):
+    """No column: nobody has judged these pairs. With filters.unlabelled=keep they are kept for `palate label`."""
+
+    kind: Literal["none"] = "none"
+
+    def required(self) -> tuple[str, ...]:
+        return ()
+
+    def of(self, values: dict[str, Any]) -> dict[str, Any] | str:
+        del values
+        return {"label_0": None, "label_1": None}
+
+
+AnyLabel = Annotated[Labels | Winner | Scores | Chosen | Unlabelled, Field(discriminator="kind")]
 
 
 class Table(Source):
