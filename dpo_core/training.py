@@ -9,6 +9,7 @@ from dpo_core.checkpoint import TrainingState, load_agreed
 from dpo_core.context import RunContext
 from dpo_core.data.batches import PairBatch
 from dpo_core.data.encoder import check_encoder
+from dpo_core.data.labelled import LABELLED_BY, labelled_by
 from dpo_core.data.plan import Plan
 from dpo_core.data.quarantine import Quarantine, Quarantined, counts_by_reason, read_quarantine, told_counts
 from dpo_core.data.texts import load_family
@@ -68,7 +69,7 @@ def train_on(
 ) -> bool:
     """`train` on what is in the run folder; rank 0 has a ``writer`` of checkpoints."""
     loop, objective = config.loop, config.objective
-    record = run_record(config, plan)
+    record, labelled = run_record(config, plan), labelled_by(config.data.paths)
     check_encoder(plan, config.family)
     family = load_family(
         config.family, context.device, loop.precision, plan, config.data, encodes=config.policy.text_encoder
@@ -172,6 +173,7 @@ def train_on(
                 "pairs": plan.rows,
                 "ties_left_out": plan.ties,
                 "quarantined": counts_by_reason(quarantine.records),
+                LABELLED_BY: labelled,
             }
             dtype = DTYPES[loop.export_dtype]
             export_model(context.run_dir / "model", family, name=name, config=record, facts=facts, dtype=dtype)

@@ -44,7 +44,8 @@ def _folder(path: str) -> str:
 def _told(file: str) -> list[str]:
     try:
         record: Any = json.loads(read_bytes(file, LIMIT))
-        names = record["report"].get(LABELLED_BY, [])
-        return [str(name) for name in names]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"{file} cannot be read as the description of a job: {error}") from error
+    report = record.get("report") if isinstance(record, dict) else None
+    names = report.get(LABELLED_BY) if isinstance(report, dict) else None
+    return [str(name) for name in names] if isinstance(names, list) else []  # or it is somebody else's job.json
