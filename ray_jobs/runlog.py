@@ -38,11 +38,9 @@ def logged_end(run_dir: Path) -> Iterator[None]:
     """Inside, an error that ends the run stands in ``run.log`` too, for `ended_by`."""
     try:
         yield
-    except BaseException as error:
+    except Exception as error:
         why = next(iter(str(error).strip().splitlines()), "")
-        if isinstance(error, KeyboardInterrupt):
-            why = "interrupted"
-        elif not isinstance(error, ValueError):
+        if not isinstance(error, ValueError):
             why = f"{type(error).__name__}: {why}" if why else type(error).__name__
         with suppress(OSError), (run_dir / LOG_FILE).open("a", encoding="utf-8") as file:
             told = {"levelname": "ERROR", "msg": ENDED.partition(" ERROR ")[2] + why}

@@ -25,6 +25,7 @@ from dpo_core.checkpoint import MANIFEST
 from dpo_core.data.quarantine import counts_by_reason, read_quarantine
 from dpo_core.metrics import read_complete_rows
 from dpo_core.stopping import ask_to_stop, stop_asked
+from ray_jobs.alone import is_trained_in
 from ray_jobs.readings import SHOWN, duration, seconds_per_update
 from ray_jobs.run_page import write_page
 from ray_jobs.runlog import ended_by
@@ -73,10 +74,13 @@ class RunStatus:
         """finished, failed, stopping, starting, running or stopped."""
         if self.step >= self.total and (self.folder / "model" / "provenance.json").exists():
             return "finished"
-        if ended_by(self.folder):
+        trained = is_trained_in(self.folder)
+        if not trained and ended_by(self.folder):
             return "failed"
-        if stop_asked(self.folder):
+        if trained is not False and stop_asked(self.folder):
             return "stopping"
+        if trained is not None:
+            return ("running" if self.rows else "starting") if trained else "stopped"
         started = self.rows[-1]["time"] if self.rows else (self.folder / "config.yaml").stat().st_mtime
         usual = (self.seconds_per_update or 60.0) * self.config["loop"]["log_every"]
         if self.now - started > max(60.0, LATE * usual):

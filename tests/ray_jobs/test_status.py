@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpo_core.stopping import STOP_FILE
+from dpo_core.stopping import STOP_FILE, ask_to_stop
+from ray_jobs.alone import LOCK, only_one
 from ray_jobs.cli import main
 from ray_jobs.config import load_config
 from ray_jobs.readings import duration
@@ -69,6 +70,21 @@ def test_a_run_that_an_error_has_ended_failed_until_it_is_started_again(tmp_path
     with written_log(folder):
         logging.getLogger("ray_jobs").info("in this process")
     assert RunStatus.read(folder).state == "running"
+
+
+def test_whether_a_run_is_alive_is_known_on_its_own_machine(tmp_path):
+    folder = started(tmp_path / "run", age=300)
+    with only_one(folder):
+        assert RunStatus.read(folder).state == "running"
+        ask_to_stop(folder)
+        assert RunStatus.read(folder).state == "stopping"
+    assert RunStatus.read(folder).state == "stopped"
+    lately = started(tmp_path / "lately", age=1)
+    with only_one(lately):
+        pass
+    assert RunStatus.read(lately).state == "stopped"
+    (lately / LOCK).write_text("process 1 on another-machine\n")
+    assert RunStatus.read(lately).state == "running"
 
 
 def test_stop_leaves_the_file_that_the_run_looks_for(tmp_path, capsys):
