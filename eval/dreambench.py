@@ -17,7 +17,7 @@ from eval import stats
 from eval.prompts import load_prompt_set
 from eval.score import score_images
 from eval.scorers.base import Scorer
-from eval.sources import PICTURES, image_files
+from eval.sources import image_files, is_picture
 
 SettingName = Literal["original", "kosmosg"]
 SCALES: dict[SettingName, float] = {"original": 0.78, "kosmosg": 0.65}
@@ -112,7 +112,7 @@ def check_folder(folder: str | Path, prompts: Mapping[str, Sequence[str]]) -> di
         problems.append(f"unknown subjects: {', '.join(unknown)}")
     found: dict[str, dict[str, Path]] = {}
     for subject in sorted(here & prompts.keys()):
-        files = [file for file in sorted((folder / subject).iterdir()) if file.suffix.lower() in PICTURES]
+        files = [file for file in sorted((folder / subject).iterdir()) if is_picture(file)]
         mine = found[subject] = {file.stem: file for file in files}
         wanted = set(prompts[subject])
         if absent := sorted(wanted - mine.keys()):

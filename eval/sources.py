@@ -169,14 +169,19 @@ def image_rows(name: str, source: Source, prompts: Sequence[Prompt], seeds: Sequ
     return rows
 
 
+def is_picture(file: Path) -> bool:
+    """By its name; hidden files are none (macOS leaves a `._name.png` beside an image on other file systems)."""
+    return file.suffix.lower() in PICTURES and not file.name.startswith(".")
+
+
 def image_files(folder: Path) -> list[Path]:
     """The images below ``folder``, in natural order of their names (2 before 10)."""
-    files = [file for file in folder.rglob("*") if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
+    files = [file for file in folder.rglob("*") if is_picture(file)]
     return sorted(files, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", str(file))])
 
 
 def _has_images(folder: Path) -> bool:
-    return next((True for file in folder.rglob("*") if file.suffix.lower() in PICTURES), False)
+    return any(is_picture(file) for file in folder.rglob("*"))
 
 
 def _listing(folder: Path) -> list[tuple[Path, str]]:

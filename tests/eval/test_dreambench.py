@@ -147,6 +147,21 @@ def test_a_truncated_image_is_broken_and_the_same_prompt_twice_is_too_many(folde
         check_folder(folder, PROMPTS)
 
 
+def test_hidden_files_and_notes_are_no_images(folder):
+    (folder / "dog" / "._a red dog.png").write_bytes(b"x")
+    (folder / "dog" / "notes.txt").write_text("x")
+    (folder / ".cache").mkdir()
+    assert sorted(check_folder(folder, PROMPTS)["dog"]) == sorted(PROMPTS["dog"])
+
+
+def test_a_broken_photo_is_named(folder, tmp_path):
+    for subject in PROMPTS:
+        (tmp_path / "photos" / subject).mkdir(parents=True)
+        (tmp_path / "photos" / subject / "00.jpg").write_bytes(b"no photo")
+    with pytest.raises(ValueError, match=r"image '.*can/00\.jpg' cannot be read"):
+        score_dreambench(folder, tmp_path / "photos", "original", [Eyes()], prompts=PROMPTS)
+
+
 def test_missing_photos_are_named():
     with pytest.raises(ValueError, match=r"for cat2$"):
         reference_files(PHOTOS, "original", ["can", "cat2"])
