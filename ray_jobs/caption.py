@@ -17,7 +17,7 @@ from ray_jobs.captioning.section import Describer, GivenCaptions, Perturber, Var
 from ray_jobs.captioning.texts import Strength
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import run_verb
-from ray_jobs.shards import ShardJob, plan_shards, read_source, run_shards, settings_of
+from ray_jobs.shards import ShardJob, plan_shards, read_source, rows_to_do, run_shards, settings_of
 
 
 class CaptionJob(Section):
@@ -89,9 +89,9 @@ def shard_job(job: CaptionJob) -> ShardJob:
 
 
 def plan_rows(job: CaptionJob) -> list[tuple[str, str]]:
-    """What ``--dry-run`` tells beyond the resolved config."""
+    """What ``--dry-run`` tells beyond the resolved config; of a job that was stopped, what is left to pay."""
     work = shard_job(job)
-    rows = work.source.rows
+    rows = rows_to_do(work)
     both = "c" in job.variants or job.perturb_of == "rejected"
     images = rows * (2 if both else 1) if set(job.variants) & {"c", "h"} else 0
     texts = rows * len(set(job.variants) & {"p", "h"})

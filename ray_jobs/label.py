@@ -14,7 +14,7 @@ from eval.scorers import AnyScorer
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import run_verb
 from ray_jobs.labelling import LabelRecipe, Mode
-from ray_jobs.shards import ShardJob, plan_shards, read_source, run_shards, settings_of
+from ray_jobs.shards import ShardJob, plan_shards, read_source, rows_to_do, run_shards, settings_of
 
 
 class LabelJob(Section):
@@ -78,7 +78,7 @@ def shard_job(job: LabelJob) -> ShardJob:
 def plan_rows(job: LabelJob) -> list[tuple[str, str]]:
     """What ``--dry-run`` tells beyond the resolved config."""
     work = shard_job(job)
-    images = 2 * work.source.rows
+    images = 2 * rows_to_do(work)
     column = job.column or job.scorer.primary
     return [
         *plan_shards(work),

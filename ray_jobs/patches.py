@@ -31,6 +31,7 @@ from ray_jobs.shards import (
     Source,
     plan_shards,
     read_source,
+    rows_to_do,
     run_shards,
     settings_of,
 )
@@ -214,10 +215,12 @@ def plan_rows(job: PatchesJob) -> list[tuple[str, str]]:
     patch = patch_size(job.vision, config)
     side = image_side(job.vision, job.data.resolution, patch)
     patches, (height, width) = (side // patch) ** 2, grid(job)
+    work = shard_job(job, source)
+    images = 2 * rows_to_do(work)
     return [
-        *plan_shards(shard_job(job, source)),
+        *plan_shards(work),
         ("model", f"{job.vision.model}, {side} x {side} pixels, {patches:,} patches of {patch}"),
-        ("work", f"{2 * source.rows:,} images, {operations(config, patches) * 2 * source.rows / 1e12:,.1f} TFLOP"),
+        ("work", f"{images:,} images, {operations(config, patches) * images / 1e12:,.1f} TFLOP"),
         ("maps", f"{height} x {width}, {2 * 4 * width * height * source.rows / 1e6:,.1f} MB before compression"),
     ]
 

@@ -48,6 +48,7 @@ __all__ = [
     "plan_shards",
     "read_record",
     "read_source",
+    "rows_to_do",
     "run_shards",
     "settings_of",
     "shard_files",
@@ -170,6 +171,13 @@ def plan_shards(job: ShardJob) -> list[tuple[str, str]]:
         ("size", f"{source.bytes / 1e6:,.1f} MB of source files; what is made is about as large"),
         ("workers", "in this process" if job.cluster.num_workers == 0 else str(job.cluster.num_workers)),
     ]
+
+
+def rows_to_do(job: ShardJob) -> int:
+    """Rows of the shards that are not there yet: what the job still costs."""
+    tasks = make_tasks(job)
+    done = finished(tasks, names_in(settled(job.folder)))
+    return sum(len(part.ids) for task in tasks if task.index not in done for part in task.parts)
 
 
 def make_tasks(job: ShardJob) -> list[Task]:

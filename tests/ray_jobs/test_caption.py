@@ -263,7 +263,7 @@ def test_the_dry_run_tells_calls_tokens_and_cost_and_asks_nothing(pairs, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_killed_job_asks_nothing_again_for_its_finished_shards(tmp_path):
+def test_a_killed_job_asks_nothing_again_for_its_finished_shards_and_counts_only_the_others(tmp_path, capsys):
     pairs, out = colour_pairs(tmp_path / "pairs", 8), tmp_path / "out"
     with chat_server(hold=5) as server:
         save_config(job(server, pairs, out, perturbed=False, endpoint={"concurrency": 1}), tmp_path / "job.yaml")
@@ -277,6 +277,8 @@ def test_a_killed_job_asks_nothing_again_for_its_finished_shards(tmp_path):
     assert sorted(file.name for file in out.iterdir()) == ["job.json", "pairs-00000.parquet.part"]
     assert not read_record(out).complete
     first = Counter(call.colour for call in server.calls)
+    assert main(["--config", str(tmp_path / "job.yaml"), "--dry-run"]) == 0
+    assert "12 calls of tiny-vlm" in " ".join(capsys.readouterr().out.split())
     with chat_server() as server:
         run_shards(shard_job(job(server, pairs, out, perturbed=False)), QUIET)
     kept = {f"{2 * i}-{2 * i + 1}-{25 * image}" for i in (0, 1) for image in (0, 1)}
