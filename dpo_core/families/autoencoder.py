@@ -39,6 +39,17 @@ def load_encoder(family: Family, device: torch.device, precision: Precision) -> 
     return ImageEncoder(load_vae(family), device, precision)
 
 
+def check_channels(family: Family, vae: Any, reads: int) -> None:
+    """Raise ValueError when ``vae`` makes latents of other than the ``reads`` channels that the denoiser takes."""
+    makes = vae.config.latent_channels
+    if makes != reads:
+        field = next((name for name in ("vae", "denoiser") if getattr(family, name) is not None), "model")
+        raise ValueError(
+            f"family.{field}: {getattr(family, field)!r} does not fit: the autoencoder makes latents of {makes} "
+            f"channels, the denoiser takes {reads}"
+        )
+
+
 def vae_dtype(vae: Any, precision: Precision) -> torch.dtype:
     """``precision``, but float32 instead of fp16 for an autoencoder whose own config asks for it.
 

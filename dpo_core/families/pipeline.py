@@ -100,6 +100,8 @@ def load_part(field: str, name: str, source: str, dtype: Dtype) -> Any:
     wanted = dtype if isinstance(dtype, torch.dtype) else dtype.get(name, dtype["default"])
     problem = ""
     quiet_libraries()
+    if Path(source).is_absolute() and not Path(source).exists():
+        raise ValueError(f"family.{field}: {source!r} cannot be loaded: there is no such folder")
     for place in ({"subfolder": name}, {}):
         try:
             return AutoModel.from_pretrained(source, dtype=wanted, use_safetensors=True, **place)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from dpo_core.families.autoencoder import ImageEncoder
+from dpo_core.families.autoencoder import ImageEncoder, check_channels
 from dpo_core.families.base import DTYPES, Conditioning, Family, Parts, Precision
 from dpo_core.families.captions import CaptionMemory
 from dpo_core.families.lora_files import LoraPart, write_lora
@@ -69,6 +69,8 @@ class LoadedFlow:
         self.text_width = 0  # nobody asks for it where only captions are encoded
         if parts != "text":
             self.images = ImageEncoder(self.parts["vae"], device, precision)
+            channels = self.parts["transformer"].config.in_channels // self.packing**2
+            check_channels(config, self.parts["vae"], channels)
             self.denoiser = self.parts["transformer"].requires_grad_(False).eval()
             self.text_width = self.denoiser.config.joint_attention_dim
             self.patch = self.packing * self.denoiser.config.patch_size

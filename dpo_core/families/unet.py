@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from dpo_core.families.autoencoder import ImageEncoder
+from dpo_core.families.autoencoder import ImageEncoder, check_channels
 from dpo_core.families.base import DTYPES, Conditioning, Family, Parts, Precision
 from dpo_core.families.captions import CaptionMemory, States
 from dpo_core.families.ip_adapter import ImagePrompt, IPAdapterSection
@@ -62,6 +62,7 @@ class LoadedUNet:
         if parts != "text":
             if parts == "all":
                 self._check_fit()
+            check_channels(config, self.parts["vae"], self.parts["unet"].config.in_channels)
             self.denoiser = self.parts["unet"].to(memory_format=torch.channels_last).requires_grad_(False).eval()
             self.images = ImageEncoder(self.parts["vae"], device, precision)
         self.text_encoders = tuple(self.parts[name].to(device).requires_grad_(False).eval() for name in self.text_names)

@@ -246,3 +246,23 @@ def test_a_denoiser_of_another_family_is_refused(tiny_models):
         ValueError, match=r"family\.denoiser: .* is a SD3Transformer2DModel, but a FluxPipeline has a Flux"
     ):
         family.load(CPU, "fp32")
+
+
+@pytest.mark.parametrize(("kind", "other"), [("sd15", "sd3"), ("sdxl", "sd3"), ("sd3", "sdxl")])
+def test_an_autoencoder_of_other_channels_is_refused_and_not_met_in_the_first_update(
+    tiny_models, kind: str, other: str
+):
+    family = config_of(kind, tiny_models[kind]).model_copy(update={"vae": str(tiny_models[other])})
+    with pytest.raises(
+        ValueError, match=r"family\.vae: .* makes latents of (4|16) channels, the denoiser takes (4|16)"
+    ):
+        family.load(CPU, "fp32")
+
+
+@pytest.mark.parametrize("field", ["vae", "denoiser"])
+def test_a_part_that_is_not_there_is_named(tiny_models, field: str):
+    family = config_of("sd15", tiny_models["sd15"]).model_copy(update={field: "/no/such/folder"})
+    with pytest.raises(
+        ValueError, match=rf"family\.{field}: '/no/such/folder' cannot be loaded: there is no such folder"
+    ):
+        family.load(CPU, "fp32")
