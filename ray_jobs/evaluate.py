@@ -87,7 +87,11 @@ def plan_rows(job: EvaluateJob) -> list[tuple[str, str]]:
         ("tasks", f"{len(job.models) * -(-images // job.tasks.images_per_task):,}"),
     ]
     for name, model in job.models.items():
-        source = locate(model)
+        try:
+            source = locate(model)
+        except ValueError as error:  # a plan may be made before its models are trained
+            rows.append((f"model {name}", str(error)))
+            continue
         kind = "images made elsewhere" if source.is_images else None
         laid = f"LoRA {job.loras[name].path} at {job.loras[name].scale:g}" if name in job.loras else None
         shown = f"IP-Adapter {job.adapters[name].path}" if name in job.adapters else None

@@ -92,7 +92,8 @@ def padded_pixels(images: Sequence[Image.Image], size: int = 224, *, antialias: 
         pixels = torch.from_numpy(np.asarray(rgb(image), dtype=np.float32) / 255).permute(2, 0, 1)[None]
         longest = max(image.size)
         if longest != size:
-            high, wide = (round(side * size / longest) for side in pixels.shape[2:])
+            # Quotient first, as the original: halves round to another pixel for 28 pairs of sides up to 2048.
+            high, wide = (round(side * (size / longest)) for side in pixels.shape[2:])
             pixels = torch.nn.functional.interpolate(
                 pixels, (max(1, high), max(1, wide)), mode="bicubic", align_corners=False, antialias=antialias
             )

@@ -135,7 +135,9 @@ def test_the_embedded_model_and_the_base_of_a_lora_are_found(tmp_path):
     assert locate("owner/name") == Source("owner/name")
 
 
-@pytest.mark.parametrize(("config", "models"), [("shapes", 3), ("partiprompts", 3), ("sdxl", 3), ("adapters", 2)])
+@pytest.mark.parametrize(
+    ("config", "models"), [("shapes", 3), ("partiprompts", 3), ("sdxl", 3), ("geneval", 2), ("adapters", 2)]
+)
 def test_every_comparison_that_ships_is_a_valid_plan(config, models):
     job = load_config(EvaluateJob, Path(__file__).parents[2] / "tune_configs" / "compare" / f"{config}.yaml", [])
     assert len(job.models) == models

@@ -81,6 +81,12 @@ def test_the_odd_row_of_the_frame_is_below():
     assert (rows[0], rows[-1]) == (24, 74)
 
 
+def test_a_half_pixel_is_rounded_as_the_original_does():
+    """0.175 x 660 is just below 115.5; 660 x 224 / 1280 would be it, and rounded to 116."""
+    shown = padded_pixels([Image.new("RGB", (1280, 660), "white")])
+    assert int((shown[0, 0, :, 0] > 1).sum()) == 115
+
+
 def test_an_image_of_the_right_size_is_only_normalised():
     noise = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
     expected = (noise / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
