@@ -42,7 +42,7 @@ def rate(job: PrepareJob, folder: Path) -> float:
     folder.mkdir()
     plan = image_plan(job)
     shards = make_shards(plan, job.cache.shard_pairs)
-    done = [time.monotonic() for _ in encode(job, folder, plan, shards, list(range(len(shards))))]
+    done = [time.monotonic() for _ in encode(job, str(folder), plan, shards, list(range(len(shards))))]
     warm = 2 * job.cluster.num_workers
     return SHARD * (len(done) - warm) / (done[-1] - done[warm - 1])
 
