@@ -13,7 +13,7 @@ from dpo_core.data import images, schema
 from dpo_core.data.files import JOB_FILE, open_parquet, read_columns
 from dpo_core.data.labelled import LABELLED_BY, labelled_by
 from dpo_core.data.locations import name_of, there
-from dpo_core.data.quarantine import Reason, RowRejected
+from dpo_core.data.quarantine import Reason, RowRejected, counts_by_reason, told_counts
 from dpo_core.data.scan import RowGroup
 from dpo_core.data.sources import AnySource, PickAPic, Pointer
 from dpo_core.data.sources.fetch import ImageReader
@@ -127,9 +127,9 @@ class ImportRecipe(Recipe):
         return Outcome.made(values | {"image_0_uid": uids[0], "image_1_uid": uids[1]})
 
     def report(self, files: list[str]) -> dict[str, Any]:
-        """Who labelled the set."""
+        """The scorers that labelled the set, where any did."""
         del files
-        return {LABELLED_BY: self._labelled}
+        return {LABELLED_BY: self._labelled} if self._labelled else {}
 
 
 def uid_of(data: bytes) -> str:
@@ -170,9 +170,14 @@ def shard_job(job: ImportJob, facts: Facts) -> ShardJob:
     """The index as the source of a job that makes shards. Raises ValueError when no pair is taken."""
     if not facts.taken:
         reasons = [f"{count} {why}" for why, count in facts.left_out.items()]
-        raise ValueError(
-            f"no pair is left of {facts.total}: " + ", ".join([*reasons, f"{len(facts.quarantined)} in quarantine"])
-        )
+        lost = facts.quarantined
+        if lost:
+            first = f"{lost[0].reason} {lost[0].detail}".rstrip()
+            reasons.append(
+                f"{len(lost)} in quarantine ({told_counts(counts_by_reason(lost))}; the first is row {lost[0].row} of "
+                f"{lost[0].file}: {first})"
+            )
+        raise ValueError(f"no pair is left of {facts.total}: {', '.join(reasons) or 'the source tells of none'}")
     files = index_files(index_folder(job))
     source = Source(
         parts=[part for file in files for part in _parts(file)],

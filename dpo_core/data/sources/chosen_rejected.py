@@ -43,6 +43,12 @@ class ChosenRejected(Source):
 
     def told(self) -> Iterator[Told]:
         sides = self._images(self.chosen, "chosen"), self._images(self.rejected, "rejected")
+        roots = [f"{_root(folder)}/" for folder in self._folders()]
+        if roots[0].startswith(roots[1]) or roots[1].startswith(roots[0]):
+            raise ValueError(
+                f"source.chosen ({self.chosen}) and source.rejected ({self.rejected}) lie inside one another, so "
+                "images of the one would count as images of the other; give two folders side by side"
+            )
         texts = [_by_stem(locations.find(folder, (self.caption_suffix,)), folder) for folder in self._folders()]
         for row, stem in enumerate(sorted({*sides[0], *sides[1]})):
             files = [side.get(stem) for side in sides]
@@ -72,9 +78,16 @@ class ChosenRejected(Source):
         return by_stem
 
 
+def _root(folder: str) -> str:
+    """A folder without what may be written in several ways."""
+    if locations.is_url(folder):
+        return folder.rstrip("/").partition("://")[2].strip("/")
+    return os.path.normpath(os.path.expanduser(folder))
+
+
 def _by_stem(files: list[str], folder: str) -> dict[str, str]:
     """Files by their name below ``folder`` without its ending."""
-    root = folder.rstrip("/").partition("://")[2].strip("/") if locations.is_url(folder) else os.path.expanduser(folder)
+    root = _root(folder)
     stems = {}
     for file in files:
         below = file.partition(root)[2] if locations.is_url(file) else os.path.relpath(file, root)

@@ -1,5 +1,6 @@
 """A folder of images with a metadata file that names them."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
@@ -42,6 +43,10 @@ class ImageFolder(Source):
         found = [file for file in locations.find(self.folder, METADATA) if locations.name_of(file) in METADATA]
         if not found:
             raise ValueError(f"source.folder: {self.folder!r} holds none of {', '.join(METADATA)}")
+        twice = [folder for folder, count in Counter(map(locations.folder_of, found)).items() if count > 1]
+        if twice:
+            names = " and ".join(locations.name_of(file) for file in found if locations.folder_of(file) == twice[0])
+            raise ValueError(f"source.folder: {twice[0]} holds {names}, which may tell of the same pairs; keep one")
         return found
 
     def told(self) -> Iterator[Told]:

@@ -28,7 +28,7 @@ from dpo_core.data.sources.index import Facts, taken_rows
 from dpo_core.data.sources.ranked import ranked_pairs
 from dpo_core.data.sources.table import AnyLabel, Chosen, Labels, Scores, Winner
 from tests.local_http import serve
-from tests.source_sets import JPEGS, PNGS, chosen_rejected, hpdv3, patchdpo, pickapic
+from tests.source_sets import JPEGS, PNGS, chosen_rejected, hpdv3, image_folder, patchdpo, pickapic
 
 
 def lines(path: Path, *records: Any) -> str:
@@ -159,6 +159,23 @@ def test_pairs_without_a_partner_go_to_quarantine(tmp_path: Path):
     (tmp_path / "chosen" / "more" / "b.webp").write_bytes(PNGS[0])
     with pytest.raises(ValueError, match="has the name of another image"):
         list(source.told())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected_folder"), [("", "rejected"), ("chosen", "chosen/more"), ("chosen", "chosen/")]
+)
+def test_folders_inside_one_another_are_refused(tmp_path: Path, chosen: str, rejected_folder: str):
+    chosen_rejected(tmp_path)
+    source = ChosenRejected(chosen=f"{tmp_path}/{chosen}", rejected=f"{tmp_path}/{rejected_folder}")
+    with pytest.raises(ValueError, match=r"lie inside one another|has the name of another image"):
+        list(source.told())
+
+
+def test_two_metadata_files_in_one_folder_are_refused(tmp_path: Path):
+    source = image_folder(tmp_path).source
+    (tmp_path / "metadata.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds metadata\.csv and metadata\.jsonl, which may tell of the same pairs"):
+        source.files()
 
 
 def test_each_image_of_two_folders_may_have_a_caption_of_its_own(tmp_path: Path):
