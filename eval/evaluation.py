@@ -59,11 +59,17 @@ class Piece:
 def plan_work(plan: ComparisonPlan, resolve: Callable[[str], str] = str) -> Work:
     """Look up models, prompts and settings; nothing is drawn. ``resolve`` knows model names that are no paths.
 
-    Raises ValueError for a model or prompt set that is not there or does not fit.
+    Raises ValueError for a model or prompt set that is not there or does not fit, or that a scorer cannot judge.
     """
     if len(plan.models) < 2:
         raise ValueError(f"models: a comparison needs two, given {', '.join(plan.models)}")
     prompts = plan.load_prompts()
+    for scorer in plan.scorers:
+        for prompt in prompts:
+            try:
+                scorer.tags(prompt.text)
+            except ValueError as error:
+                raise ValueError(f"scorer {scorer.label} is not for the prompts of {prompt.set}: {error}") from error
     sources = {
         name: find_source(
             model,

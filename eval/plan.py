@@ -122,6 +122,9 @@ class ComparisonPlan(Section):
                 raise ValueError(f"{field}: {', '.join(strange)} is none of the models; allowed: {allowed}")
         if self.adapters and self.photos is None:
             raise ValueError("adapters: an IP-Adapter is shown photos: set `photos.references`")
+        lonely = [scorer.label for scorer in self.scorers if scorer.needs_references]
+        if lonely and self.photos is None:
+            raise ValueError(f"scorers: {', '.join(lonely)} compare images with photos: set `photos.references`")
         for what, names in (("scorers", [scorer.label for scorer in self.scorers]), ("prompts", self.sets)):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:

@@ -84,7 +84,10 @@ class Scorer(Section):
         """Read the weights once; the returned function is called batch by batch."""
 
     def tags(self, prompt: str) -> dict[str, str]:
-        """Groups the prompt belongs to (group name -> value) for the bars in the report; none by default."""
+        """Groups the prompt belongs to (group name -> value) for the bars in the report; none by default.
+
+        Raises ValueError for a prompt that the scorer cannot judge, before anything is drawn.
+        """
         del prompt
         return {}
 

@@ -134,7 +134,7 @@ def test_a_comparison_that_was_killed_goes_on_where_it_was(plan, comparison, tmp
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", KILLED, slow.model_dump_json(), str(tmp_path)]
     with subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}) as process:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 240
         while len(list(tmp_path.rglob("*.png"))) < 5 and time.monotonic() < end and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
@@ -153,3 +153,9 @@ def test_weights_of_a_scorer_that_are_not_there_are_told_before_anything_is_draw
     with pytest.raises(ValueError, match=r"scorer looks: cannot load .*: no folder '/no/such/clip'"):
         evaluate(other, tmp_path)
     assert not (tmp_path / "images").exists()
+
+
+def test_prompts_that_a_scorer_cannot_judge_are_refused_before_anything_is_drawn(plan):
+    other = ComparisonPlan.model_validate(plan.model_dump() | {"prompts": ["shapes_heldout", "drawbench"]})
+    with pytest.raises(ValueError, match=r"scorer shapes is not for the prompts of drawbench: cannot check"):
+        plan_work(other)

@@ -31,3 +31,10 @@ def test_two_scorers_of_a_kind_can_be_told_apart_by_name():
     scorers = [{"kind": "clip"}, {"kind": "clip", "name": "clip_h", "model": "ViT-H-14"}]
     plan = ComparisonPlan.model_validate(GOOD | {"scorers": scorers})
     assert [scorer.label for scorer in plan.scorers] == ["clip", "clip_h"]
+
+
+def test_scorers_that_compare_with_photos_need_some():
+    with pytest.raises(ValueError, match=r"scorers: dino, clip_i compare images with photos: set `photos\.references`"):
+        ComparisonPlan.model_validate(
+            {"models": {"base": "a", "b": "c"}, "scorers": [{"kind": "dino"}, {"kind": "clip_i"}, {"kind": "clip_t"}]}
+        )
