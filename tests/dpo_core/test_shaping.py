@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from dpo_core.noising import EpsilonNoising, RectifiedFlow, VelocityNoising
-from dpo_core.objectives import DPO, SFT, PairErrors
+from dpo_core.objectives import DPO, IPO, KTO, ORPO, SFT, SUDO, Hinge, PairErrors, RobustDPO, SimPO
 from dpo_core.recipe import TrainSection
 from dpo_core.shaping import ShapingSection, guard_winner, shape_errors, shape_loss, timestep_weight
 from dpo_core.step import penalty
@@ -136,6 +137,33 @@ def test_guarded_step_lowers_the_chosen_error_by_at_least_its_share(mu: float) -
         slope = 2 * first / first.numel()
         falls, alone = (slope * down).sum(), -slope.square().sum()
         assert falls <= mu * alone + 1e-6
+
+
+GUARDED: list[tuple[Any, bool]] = [
+    *(
+        (objective, True)
+        for objective in (DPO(beta=2), Hinge(beta=2), RobustDPO(beta=2), SUDO(beta=8), ORPO(), SimPO())
+    ),
+    *((objective, False) for objective in (KTO(beta=2), IPO(beta=2))),
+]
+
+
+@pytest.mark.parametrize(("objective", "keeps"), GUARDED, ids=lambda value: getattr(value, "kind", str(value)))
+def test_guard_keeps_its_promise_where_both_errors_weigh_alike(objective: Any, keeps: bool) -> None:
+    rises = {None: 0, 0.1: 0}
+    for seed in range(60):
+        noise = torch.randn(3, 8, generator=torch.Generator().manual_seed(seed))
+        first, second, errors = residuals(noise[0].tolist(), (2 * noise[0] + noise[1]).tolist())
+        assert errors.policy_rejected is not None
+        moved = errors.policy_chosen.detach() * noise[2, 0].exp()
+        frozen: Any = {"reference_chosen": moved, "reference_rejected": errors.policy_rejected.detach()}
+        errors = replace(errors, baseline=torch.tensor(0.0), **frozen)
+        for mu in rises:
+            loss = objective(errors if mu is None else guard_winner(errors, mu)).loss.sum()
+            down = -sum(torch.autograd.grad(loss, (first, second), retain_graph=True))
+            rises[mu] += bool((2 * first * down).sum() > 1e-6)
+    assert rises[None] > 0 or objective.kind == "orpo"  # whose chosen error outweighs the rest
+    assert (rises[0.1] == 0) == keeps
 
 
 def test_margin_cap_silences_a_pair_beyond_it_and_leaves_its_value():
