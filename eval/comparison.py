@@ -25,6 +25,7 @@ from eval.prompts.overlap import Overlap
 from eval.provenance import Training
 from eval.published import published_rows
 from eval.results import Agreement, Difference, Group, Level, Metric, Published, Rating
+from eval.section import Record
 
 __all__ = ["Comparison", "Difference", "Level", "Metric", "by_prompt", "compare_scores"]
 
@@ -34,16 +35,18 @@ ALPHA = 0.05
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Record):
     """All that is known of a comparison. ``scores`` are the rows of scores.parquet (eval/score.py)."""
 
     plan: dict[str, Any]
     protocol: dict[str, Any]
+    """All that must be equal for two reports to be about the same measurement, and its hash."""
     models: list[str]
     baseline: str
     control: str | None
     sets: list[str]
     weights: dict[str, str]
+    """Model -> hash of its weights, or of its images."""
     metrics: list[Metric]
     levels: list[Level]
     differences: list[Difference]
@@ -53,6 +56,7 @@ class Comparison:
     overlaps: list[Overlap]
     published: list[Published]
     blank: dict[str, int]
+    """Model -> images of one single colour, which were scored like the others."""
     scores: list[dict[str, Any]] = field(repr=False)
     unit: str = "prompt"
     """What every count and interval is over: prompts, or the subjects of photos."""

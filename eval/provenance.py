@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.models import PROVENANCE
+from eval.section import Record
 
 JOB_FILE = "job.json"
 LABELLED_BY, PICKED_BY = "labelled_by", "picked_by"
@@ -14,7 +15,7 @@ TRAINED_FROM = ("base_model", "base_denoiser")
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Record):
     """Facts of one model's training; empty where its folder tells nothing."""
 
     data: list[str] = field(default_factory=list)

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from eval import plots
 from eval.comparison import Comparison
 from eval.gallery import Grid, galleries
+from eval.section import Record
 from eval.verdict import amount, cautions, claims_of, level, p_text, verdicts
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -20,7 +21,7 @@ LIBRARIES = ("palate", "torch", "diffusers", "transformers", "peft", "open_clip_
 
 
 @dataclass(frozen=True)
-class Reproduce:
+class Reproduce(Record):
     """What somebody needs to get the same report."""
 
     commands: list[str] = field(default_factory=list)
@@ -29,7 +30,7 @@ class Reproduce:
 
 
 @dataclass(frozen=True)
-class About:
+class About(Record):
     """What report.json tells beyond the comparison's own numbers."""
 
     title: str

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from eval.section import Record
+
 
 @dataclass(frozen=True)
-class Metric:
+class Metric(Record):
     """A column of a scorer."""
 
     scorer: str
@@ -31,20 +33,24 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Level:
+class Level(Record):
     """How one model does on one metric and prompt set by itself."""
 
     model: str
     metric: str
     prompt_set: str
     mean: float
+    """Over prompts, in the metric's unit; shares as 0 to 1."""
     low: float
+    """Lower end of the mean's 95 % interval over prompts."""
     high: float
+    """Upper end."""
     prompts: int
+    """How many prompts (with photos: subjects) the mean is over."""
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Record):
     """One model against another on one metric and prompt set; intervals are 95 %, deltas model minus ``against``."""
 
     model: str
@@ -52,23 +58,33 @@ class Difference:
     metric: str
     prompt_set: str
     prompts: int
+    """How many prompts (with photos: subjects) every number here is over."""
     images: int
+    """Pairs of images that were averaged within them."""
     delta: float
+    """Mean difference, in the metric's unit; shares as -1 to 1."""
     low: float
+    """Lower end of its 95 % interval."""
     high: float
+    """Upper end."""
     effect_size: float
     """Mean over standard deviation of the prompts' deltas (Cohen's d for pairs); 0 if they do not vary."""
     win_rate: float
+    """Share of pairs of images won, averaged within prompts, then over them; ties count half."""
     win_low: float
+    """Lower end of its 95 % interval."""
     win_high: float
+    """Upper end."""
     wins: int
+    """Prompts on which more images are better than the other's."""
     ties: int
+    """As many."""
     losses: int
-    """Prompts won, tied, lost (more, as many, fewer images better than the other's)."""
+    """Fewer."""
     p: float
-    """Sign-flip permutation test of the deltas."""
+    """Two-sided sign-flip permutation test of the prompts' deltas."""
     p_sign: float
-    """Sign test of prompts won and lost."""
+    """Two-sided sign test of prompts won and lost."""
     p_adjusted: float | None
     """``p`` after Benjamini-Hochberg over all models, sets and primary metrics; None for the other columns, which
     explain and claim nothing."""
@@ -80,7 +96,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Group:
+class Group(Record):
     """The mean of a model over the prompts of a group, on the headline metric."""
 
     group: str
@@ -89,32 +105,39 @@ class Group:
     prompt_set: str
     prompts: int
     mean: float
+    """Over the group's prompts, with its 95 % interval; no correction for the number of groups."""
     low: float
     high: float
 
 
 @dataclass(frozen=True)
-class Rating:
+class Rating(Record):
     """Bradley-Terry rating of a model on Elo's scale, the baseline at 0."""
 
     model: str
     metric: str
     prompt_set: str
     rating: float
+    """400 points are odds of ten to one."""
     low: float
+    """Lower end of its 95 % interval, prompts resampled."""
     high: float
+    """Upper end."""
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(Record):
     """Whether two scorers see the same prompts improve: rank correlation of their deltas."""
 
     metric: str
     other: str
     prompts: int
     correlation: float
+    """Spearman's, of the deltas of all models."""
     low: float
+    """Lower end of its 95 % interval, prompts resampled."""
     high: float
+    """Upper end."""
     same_sign: float
     """Share of deltas on which both see the same winner, of those where both see one."""
     decided: int
@@ -122,7 +145,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Published:
+class Published(Record):
     """A published result for this base model and prompt set, in the units of this report."""
 
     prompt_set: str

@@ -1,4 +1,6 @@
-"""The base of every config section of this package (its own copy: eval does not import dpo_core)."""
+"""The bases of this package's config sections (its own copy: eval does not import dpo_core) and of what it reports."""
+
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -10,3 +12,10 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Record:
+    """A base of frozen dataclasses whose fields stand in report.json: the string under a field is its description in
+    the JSON schema."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(use_attribute_docstrings=True)

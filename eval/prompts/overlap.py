@@ -7,6 +7,7 @@ from pathlib import Path
 
 from eval.prompts import Prompt
 from eval.prompts.files import is_text_set, normalized, read_prompts
+from eval.section import Record
 
 SHORT = 6
 """Words; shorter prompts are common property, so a match says little."""
@@ -14,7 +15,7 @@ CAPTIONS = ("caption", "caption_0", "caption_1", "chosen_captions", "rejected_ca
 
 
 @dataclass(frozen=True)
-class Overlap:
+class Overlap(Record):
     """What a prompt set and training captions have in common, compared without case, punctuation and spacing."""
 
     prompt_set: str

@@ -153,6 +153,16 @@ def test_report_json_fits_the_schema_beside_it(written):
         jsonschema.validate(facts, schema)
 
 
+def test_the_schema_says_what_every_number_is(written):
+    folder, *_ = written
+    parts = json.loads((folder / "report.schema.json").read_text())["$defs"]
+    for record in ("Difference", "Level", "Rating", "Agreement"):
+        numbers = {name: part for name, part in parts[record]["properties"].items() if part.get("type") == "number"}
+        assert len(numbers) >= 3
+        assert [name for name, part in numbers.items() if "description" not in part] == []
+    assert "95 % interval" in parts["Difference"]["properties"]["low"]["description"]
+
+
 def test_improved_and_worsened_prompts_are_those_that_changed(written):
     folder, comparison, _ = written
     grids = {grid.title: grid.rows for grid in galleries(comparison, folder)}
