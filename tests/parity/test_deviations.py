@@ -51,7 +51,7 @@ def test_reducing_errors_in_half_precision_ruins_the_first_margins(tmp_path):
     improvement = (frozen_error - error).view(2, 4)
     theirs = 0.5 * objective.beta * (improvement[0] - improvement[1])
     assert theirs.abs().max() > 1
-    assert abs(-logsigmoid(theirs).mean().item() - math.log(2)) > 0.1
+    assert (-logsigmoid(theirs) - math.log(2)).abs().max() > 0.3  # of a pair; their mean may come near ln 2 by chance
 
     seen = case.look(0)
     ours = objective(seen.errors)
