@@ -95,32 +95,38 @@ def cautions(comparison: Comparison) -> list[str]:
 
 def _dissent(comparison: Comparison, metrics: dict[str, Metric]) -> list[str]:
     """Deciding metrics that show the opposite of the headline, or something where it shows nothing."""
-    said, seen = [], dict[tuple[str, str], dict[str, list[str]]]()
-    silent = {(d.model, d.against, d.prompt_set) for d in comparison.headlines() if not d.shown}
+    head = {(d.model, d.against, d.prompt_set): d for d in comparison.headlines()}
+    opposite, alone = dict[str, dict[str, list[str]]](), dict[str, dict[str, list[str]]]()
     for d in comparison.differences:
-        metric = metrics.get(d.metric)
-        if metric and not metric.partial and d.shown and (d.model, d.against, d.prompt_set) in silent:
-            where = f" ({d.prompt_set})" if len(comparison.sets) > 1 else ""
-            mine = seen.setdefault((d.model, d.against), {})
-            mine.setdefault(d.metric, []).append(f"{amount(d.delta, metric)}{where}")
-    said += [
-        f"Where the headline shows no difference, other scorers do: {model} against {against} on "
-        + "; ".join(f"{key} {', '.join(amounts)}" for key, amounts in mine.items())
-        + "."
-        for (model, against), mine in seen.items()
-    ]
-    head = {(d.model, d.against, d.prompt_set): d for d in comparison.headlines() if d.shown}
-    for d in comparison.differences:
-        main = head.get((d.model, d.against, d.prompt_set))
-        if main is None or not d.shown or d.metric == main.metric:
+        main, metric = head.get((d.model, d.against, d.prompt_set)), metrics.get(d.metric)
+        if main is None or metric is None or not d.shown or d.metric == main.metric:
             continue
-        metric = metrics[d.metric]
-        if ((d.delta > 0) == metric.higher_is_better) != ((main.delta > 0) == comparison.headline.higher_is_better):
-            said.append(
-                f"Scorers disagree: on {d.metric} {d.model} against {d.against} goes the other way, "
-                f"{amount(d.delta, metric)} ({d.prompt_set})."
-            )
-    return said
+        if main.shown and _better(d, metric) != _better(main, comparison.headline):
+            told = opposite
+        elif not main.shown and not metric.partial:
+            told = alone
+        else:
+            continue
+        where = f" ({d.prompt_set})" if len(comparison.sets) > 1 else ""
+        mine = told.setdefault(f"{d.model} against {d.against}", {})
+        mine.setdefault(d.metric, []).append(f"{amount(d.delta, metric)}{where}")
+    kinds = {
+        "Scorers disagree with the headline:": opposite,
+        "Where the headline shows no difference, other scorers do:": alone,
+    }
+    return [
+        f"{what} {contrast} on {'; '.join(f'{key} {_listed(amounts)}' for key, amounts in mine.items())}."
+        for what, told in kinds.items()
+        for contrast, mine in told.items()
+    ]
+
+
+def _better(d: Difference, metric: Metric) -> bool:
+    return (d.delta > 0) == metric.higher_is_better
+
+
+def _listed(amounts: list[str]) -> str:
+    return ", ".join(amounts)
 
 
 def amount(value: float, metric: Metric, *, bare: bool = False) -> str:

@@ -127,7 +127,9 @@ def results_tables(comparison: Comparison) -> list[Table]:
     levels = {(row.model, row.metric, row.prompt_set): row.mean for row in comparison.levels}
     tables = []
     for label in comparison.sets:
-        table = Table(title=f"{label}: differences with 95 % intervals", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        counted = max((d.prompts for d in comparison.differences if d.prompt_set == label), default=0)
+        title = f"{label}, {counted} {comparison.unit}s: differences with 95 % intervals"
+        table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for name in ("models", "metric", "mean", "difference", "wins", "p adj."):
             table.add_column(name, justify="left" if name in ("models", "metric") else "right")
         for d in comparison.differences:

@@ -15,7 +15,7 @@ from eval.comparison import Comparison
 from eval.evaluation import finish, plan_work
 from eval.report import Reproduce, write_report
 from eval.sources import Source, find_source
-from eval.verdict import verdicts
+from eval.verdict import cautions, verdicts
 from ray_jobs import verify_scorers
 from ray_jobs.compared import note_metrics, record, register, results_tables
 from ray_jobs.comparison_job import EvaluateJob
@@ -108,6 +108,8 @@ def main(argv: list[str] | None = None) -> int:
             console.print(table)
         for sentence in verdicts(comparison):
             console.print(sentence)
+        for sentence in cautions(comparison):
+            console.print(sentence, style="yellow")
         console.print(f"report: {page}", soft_wrap=True)
 
     words = sys.argv[1:] if argv is None else argv

@@ -127,7 +127,10 @@ def test_every_contrast_gets_a_sentence_the_first_set_and_the_base_first():
 
 def test_scorers_that_see_the_opposite_are_reported():
     found = compared({"dpo": {"pickscore": 2.0, "aesthetic": -2.0}})
-    assert any("Scorers disagree: on aesthetic dpo against base goes the other way" in s for s in cautions(found))
+    told = [sentence for sentence in cautions(found) if "disagree" in sentence]
+    assert len(told) == 2
+    assert told[0].startswith("Scorers disagree with the headline: dpo against base on aesthetic \u2212")
+    assert "(one), \u2212" in told[0]
     assert not any("disagree" in sentence for sentence in cautions(compared(BOTH)))
 
 

@@ -14,11 +14,13 @@ from eval.evaluation import Piece, draw_and_score
 from eval.generate import SamplerSection, generate_to_folder, make_missing, plan_images
 from eval.models import load_pipeline
 from eval.prompts import load_prompts
+from eval.scorers.aesthetic import Aesthetic
 from eval.scorers.shapes import Shapes
 from eval.sources import Source
+from eval.verdict import cautions, verdicts
 from ray_jobs import pool
 from ray_jobs.compared import results_tables
-from ray_jobs.config import load_config
+from ray_jobs.config import load_config, save_config
 from ray_jobs.evaluate import EvaluateJob, compare, locate, main, report
 from ray_jobs.pool import dealt
 from ray_jobs.tracking import TrackingSection
@@ -92,12 +94,21 @@ def test_the_same_comparison_again_needs_no_cluster_and_gives_the_same_numbers(j
 @pytest.mark.ray
 @pytest.mark.slow
 def test_what_a_scorer_refuses_arrives_as_its_own_error(job, comparison, tmp_path):
-    (tmp_path / "cats.txt").write_text("a cat\n")
-    changes = {"prompts": [str(tmp_path / "cats.txt")], "limit": None, "out": str(tmp_path / "out")}
+    changes = {"scorers": [Shapes(), Aesthetic(clip="/no/such/clip")], "out": str(tmp_path / "out")}
     bad = job.model_copy(update=changes | {"tasks": job.tasks.model_copy(update={"workers": 2})})
-    with pytest.raises(ValueError, match="cannot check the caption 'a cat'") as error:
+    with pytest.raises(ValueError, match=r"scorer aesthetic: cannot load .*'/no/such/clip'") as error:
         compare(bad, Console(quiet=True))
     assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.ray
+def test_the_console_warns_as_the_report_does(job, comparison, tmp_path, capsys):
+    save_config(job, tmp_path / "again.yaml")
+    assert main(["--config", str(tmp_path / "again.yaml")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "shapes_heldout, 6 prompts: differences with 95 % intervals" in shown
+    assert verdicts(comparison)[0] in shown
+    assert cautions(comparison)[-1] in shown
 
 
 @pytest.mark.ray
