@@ -1,4 +1,7 @@
-"""palate demo: the whole way on the embedded model, from preferences to a report."""
+"""palate demo: the whole way on the embedded model, from preferences to a report.
+
+Without ``--config`` it is what ``make demo`` shows: tune_configs/demo/demo.yaml.
+"""
 
 import shutil
 import sys
@@ -11,7 +14,7 @@ from rich.console import Console
 
 from dpo_core.section import Section
 from eval.verdict import verdicts
-from ray_jobs.config import run_verb, to_yaml
+from ray_jobs.config import run_verb, save_config, to_yaml
 from ray_jobs.evaluate import EvaluateJob, compare, report, results_tables
 from ray_jobs.pairs import PairsJob, make_pairs
 from ray_jobs.prepare import CacheSection, PrepareJob, prepare
@@ -20,6 +23,9 @@ from ray_jobs.tracking import tracking_uri
 from ray_jobs.train import TrainJob, run_training
 from ray_jobs.tune import JudgeSection, TuneJob, run_sweep, sweep_dir, table_of
 
+KEPT, DONE = "demo.yaml", "demo.done"
+"""In the demo's folder: its resolved config, and a mark that it was finished."""
+CONFIG = Path(__file__).parents[1] / "tune_configs" / "demo" / "demo.yaml"
 PAIRS_SAID = ("decided", "ties", "turned round")
 
 
@@ -27,21 +33,19 @@ class DemoJob(Section):
     """Pairs from the model's own images, DPO and an SFT control on them, a comparison on held-out prompts, a sweep."""
 
     out: str = "runs/demo"
-    """Folder of everything the demo makes."""
-    fresh: bool = True
-    """Start from an empty folder; false goes on where an earlier demo stopped."""
+    """Folder of everything the demo makes. One that was stopped there goes on, any other is replaced."""
     pairs: PairsJob = PairsJob()
     """The preference set; ``out`` is set by the demo."""
     cache: CacheSection = CacheSection()
     """The latent cache; ``folder`` is set by the demo."""
     train: TrainJob = TrainJob()
     """The preference training; ``data.paths`` and ``run.storage`` are set by the demo."""
-    control: TrainJob = TrainJob()
-    """The control arm, trained on the same pairs."""
+    control: TrainJob | None
+    """The control arm, trained on the same pairs; null leaves it out."""
     evaluate: EvaluateJob
     """The comparison; the trained models are added to it by the demo."""
-    search: SearchSection
-    """The space of the sweep around ``train``."""
+    search: SearchSection | None
+    """The space of the sweep around ``train``; null leaves the sweep out."""
     sweep_steps: int = 24
     """Updates of a trial."""
     judge: JudgeSection = JudgeSection()
@@ -65,12 +69,11 @@ class Stages:
 
 
 def run_demo(job: DemoJob, console: Console | None = None) -> Path:
-    """Run every stage; returns the report."""
+    """Run every stage; returns the report. Raises ValueError for a folder with anything but a demo in it."""
     console = console or Console()
     out = Path(job.out).resolve()
-    if job.fresh:
-        shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
+    if said := begin(job, out):
+        console.print(f"{said} {shown(out)}")
     stage = Stages(console)
 
     with stage("pairs"):
@@ -89,6 +92,8 @@ def run_demo(job: DemoJob, console: Console | None = None) -> Path:
 
     runs: dict[str, Path] = {}
     for name, given in (("train", job.train), ("control", job.control)):
+        if given is None:
+            continue
         with stage(name):
             trained = on_latents(given, out)
             runs[trained.run.name] = run_training(trained, console)
@@ -100,7 +105,7 @@ def run_demo(job: DemoJob, console: Console | None = None) -> Path:
         models = {name: str(folder / "model") for name, folder in runs.items()}
         changes = {
             "models": job.evaluate.models | models,
-            "control": job.control.run.name,
+            "control": job.control.run.name if job.control else None,
             "out": str(out / "report"),
             "partial_scorers": [name.partition("/")[0] for name in pairs.report["labelled_by"]],
             "training_captions": [str(out / "pairs")],
@@ -109,10 +114,13 @@ def run_demo(job: DemoJob, console: Console | None = None) -> Path:
         comparison = compare(evaluate, console)
         stage.said = " ".join(verdicts(comparison)[:1])
 
-    with stage("tune"):
-        sweep = TuneJob(train=sweep_base(job, out), search=job.search, judge=job.judge)
-        trials, rows = run_sweep(sweep, console)
-        stage.said = f"{len(rows)} trials, best {rows[0]['trial']}, {shown(sweep_dir(sweep))}"
+    tables, rows = results_tables(comparison), []
+    if job.search is not None:
+        with stage("tune"):
+            sweep = TuneJob(train=sweep_base(job, out), search=job.search, judge=job.judge)
+            trials, rows = run_sweep(sweep, console)
+            tables.append(table_of(trials, rows, list(job.search.space)))
+            stage.said = f"{len(rows)} trials, best {rows[0]['trial']}, {shown(sweep_dir(sweep))}"
 
     with stage("report"):
         page = report(
@@ -122,11 +130,12 @@ def run_demo(job: DemoJob, console: Console | None = None) -> Path:
             training_curves={name: folder / "metrics.jsonl" for name, folder in runs.items()},
             sweep=rows,
             config=to_yaml(job),
-            command="make demo",
+            command=f"palate demo --config {shown(out / KEPT)}",
         )
+        (out / DONE).touch()
         stage.said = shown(page)
 
-    console.print(*results_tables(comparison), table_of(trials, rows, list(job.search.space)))
+    console.print(*tables)
     console.print(
         f"total     {sum(stage.seconds.values()):>6.0f} s\n\n"
         f"Report           {page}\n"
@@ -135,6 +144,22 @@ def run_demo(job: DemoJob, console: Console | None = None) -> Path:
         soft_wrap=True,
     )
     return page
+
+
+def begin(job: DemoJob, out: Path) -> str:
+    """Make ``out`` ready and say what became of the demo there. Only what a demo made is ever deleted."""
+    kept, said = out / KEPT, ""
+    if kept.exists():
+        changed = kept.read_text(encoding="utf-8") != to_yaml(job)
+        if not changed and not (out / DONE).exists():
+            return "going on with the demo that was stopped in"
+        shutil.rmtree(out)
+        said = f"replacing {'another' if changed else 'the finished'} demo in"
+    elif out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"out: {out} holds files that no demo made; name a folder that is empty or does not exist yet")
+    out.mkdir(parents=True, exist_ok=True)
+    save_config(job, kept)
+    return said
 
 
 def on_latents(job: TrainJob, out: Path) -> TrainJob:
@@ -163,20 +188,27 @@ def shown(path: Path) -> str:
 
 def plan_rows(job: DemoJob) -> list[tuple[str, str]]:
     """What ``--dry-run`` tells beyond the resolved config."""
+    stages = ["pairs", "prepare", "train", "control", "evaluate", "tune", "report"]
+    left_out = {"control": job.control is None, "tune": job.search is None}
+    runs = [run for run in (job.train, job.control) if run is not None]
     return [
         ("folder", str(Path(job.out).resolve())),
-        ("stages", "pairs, prepare, train, control, evaluate, tune, report"),
+        ("stages", ", ".join(stage for stage in stages if not left_out.get(stage))),
         ("pairs", f"{job.pairs.recipe.source(job.pairs.seed, job.pairs.shard_pairs).rows:,}"),
-        ("updates", f"{job.train.loop.max_steps} ({job.train.objective.kind}), "
-                    f"{job.control.loop.max_steps} ({job.control.objective.kind})"),
-    ]  # fmt: skip
+        ("updates", ", ".join(f"{run.loop.max_steps} ({run.objective.kind})" for run in runs)),
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Without ``--config`` it is the demo that ``make demo`` shows."""
+
     def run(job: DemoJob) -> None:
         run_demo(job)
 
-    return run_verb(schema=DemoJob, run=run, plan=plan_rows, argv=argv, doc=__doc__ or "")
+    words = sys.argv[1:] if argv is None else argv
+    if CONFIG.exists() and not any(word.split("=")[0] == "--config" for word in words):
+        words = [f"--config={CONFIG}", *words]
+    return run_verb(schema=DemoJob, run=run, plan=plan_rows, argv=words, doc=__doc__ or "")
 
 
 if __name__ == "__main__":
