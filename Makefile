@@ -6,7 +6,7 @@ BIN := .venv/bin
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadgroup
 INSTALLED := .venv/.installed
 
-.PHONY: help env demo test test-all faults lint format lock
+.PHONY: help env demo embedded test test-all faults lint format lock
 
 help:
 	@echo "make demo      see Palate work on this machine"
@@ -14,6 +14,7 @@ help:
 	@echo "make test      the tests of every change; make test-all runs the slow ones too"
 	@echo "make faults    kills, full disks, damaged checkpoints, stops: what a run survives"
 	@echo "make lint      style, types and the imports between packages; make format mends the style"
+	@echo "make embedded  the model that ships with Palate, made anew in runs/embedded (an hour; PART=100 a trial of minutes)"
 	@echo "make lock      requirements.lock, anew from pyproject.toml"
 
 env: $(INSTALLED)
@@ -30,6 +31,9 @@ $(INSTALLED): requirements.lock pyproject.toml | $(BIN)/uv
 
 demo: env
 	$(BIN)/palate demo --config tune_configs/demo/demo.yaml
+
+embedded: env
+	PATH="$(CURDIR)/$(BIN):$$PATH" dpo_core/embedded/recipe.sh runs/embedded $(PART)
 
 test: env
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)

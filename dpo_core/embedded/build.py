@@ -1,6 +1,6 @@
 """Assembles the embedded model: a Stable Diffusion pipeline of 64-pixel images in a diffusers folder.
 
-python -m dpo_core.embedded.build --out DIR --vae VAE_DIR [--fp16]
+python -m dpo_core.embedded.build --out DIR (--vae VAE_DIR | --trained MODEL_DIR) [--fp16]
 """
 
 import argparse
@@ -39,9 +39,21 @@ def build(out_dir: str | Path, vae_dir: str | Path | None = None, *, seed: int =
             feature_extractor=None,  # pyright: ignore[reportArgumentType]
             requires_safety_checker=False,
         )
-        pipeline.to(torch.float16 if fp16 else torch.float32)
-        pipeline.save_pretrained(out_dir, safe_serialization=True)
-        build_tokenizer(Path(out_dir) / "tokenizer")
+        return save(pipeline, out_dir, fp16=fp16)
+
+
+def repack(out_dir: str | Path, trained: str | Path, *, fp16: bool = False) -> Path:
+    """The pipeline that training left in ``trained``, written as ``build`` writes it; raises ValueError for another."""
+    if not (Path(trained) / "model_index.json").is_file():
+        raise ValueError(f"{str(trained)!r} holds no pipeline: it must be the folder 'model' of a training run")
+    return save(StableDiffusionPipeline.from_pretrained(trained), out_dir, fp16=fp16)
+
+
+def save(pipeline: StableDiffusionPipeline, out_dir: str | Path, *, fp16: bool) -> Path:
+    """Write the pipeline and nothing else into ``out_dir``, in half or single precision; returns the folder."""
+    pipeline.to(torch.float16 if fp16 else torch.float32)
+    pipeline.save_pretrained(out_dir, safe_serialization=True)
+    build_tokenizer(Path(out_dir) / "tokenizer")
     return Path(out_dir)
 
 
@@ -106,11 +118,16 @@ def main(argv: list[str] | None = None) -> int:
     """Command line of ``build``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", required=True, help="folder for the pipeline")
-    parser.add_argument("--vae", help="folder of a trained autoencoder; without it an untrained one is used")
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--vae", help="folder of a trained autoencoder; without it an untrained one is used")
+    parts.add_argument("--trained", help="folder of a trained pipeline, to be written anew instead of a fresh one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fp16", action="store_true", help="save in half precision")
     args = parser.parse_args(argv)
-    print(build(args.out, args.vae, seed=args.seed, fp16=args.fp16))
+    if args.trained:
+        print(repack(args.out, args.trained, fp16=args.fp16))
+    else:
+        print(build(args.out, args.vae, seed=args.seed, fp16=args.fp16))
     return 0
 
 

@@ -189,6 +189,7 @@ def main(argv: list[str] | None = None) -> int:
         "--lr", type=float, default=1e-3, help="highest learning rate; it decays along a cosine to zero"
     )
     parser.add_argument("--drawings", type=int, default=20_000, help="drawings rendered before training")
+    parser.add_argument("--tests", type=int, default=512, help="held-out drawings that the PSNR is measured on")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     args = vars(parser.parse_args(argv))
     train_vae(args.pop("out"), **args)

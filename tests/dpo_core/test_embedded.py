@@ -1,14 +1,21 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpo_core.data.sources.shapes import COLOURS, captions
-from dpo_core.embedded.build import build, new_unet
+from dpo_core.embedded.build import build, new_unet, repack
 from dpo_core.embedded.tokenizer import MAX_LENGTH, words
 from dpo_core.embedded.vae import SCALING_FACTOR, new_vae, normalise_latents, reconstruct, render, train_vae
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "dpo_core" / "embedded" / "model"
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +103,29 @@ def test_a_trained_autoencoder_is_used_by_build(tmp_path):
 def test_a_folder_without_autoencoder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no autoencoder"):
         build(tmp_path / "model", tmp_path)
+
+
+def test_a_trained_pipeline_is_written_anew_in_half_precision(folder, pipeline, tmp_path):
+    with torch.no_grad():
+        pipeline.unet.conv_in.weight += 1 / 3
+    pipeline.save_pretrained(tmp_path / "trained")
+    again = repack(tmp_path / "again", tmp_path / "trained", fp16=True)
+    assert files_of(again) == files_of(folder)
+    unet = UNet2DConditionModel.from_pretrained(again / "unet", torch_dtype=torch.float16)
+    assert torch.equal(unet.conv_in.weight, pipeline.unet.conv_in.weight.half())
+    with pytest.raises(ValueError, match="holds no pipeline"):
+        repack(tmp_path / "never", tmp_path)
+
+
+@pytest.mark.slow
+def test_the_recipe_makes_a_model_of_the_same_parts_as_the_shipped_one(tmp_path):
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    recipe = [str(SHIPPED.parent / "recipe.sh"), str(tmp_path), "400"]
+    subprocess.run(recipe, cwd=ROOT, env=os.environ | {"PATH": path}, check=True, timeout=900)
+    assert files_of(tmp_path / "model-3") == files_of(SHIPPED)
+    made, shipped = (UNet2DConditionModel.from_pretrained(model / "unet") for model in (tmp_path / "model-3", SHIPPED))
+    assert dict(made.config) | {"_name_or_path": ""} == dict(shipped.config) | {"_name_or_path": ""}
+
+
+def files_of(model: Path) -> set[str]:
+    return {str(file.relative_to(model)) for file in model.rglob("*") if file.is_file()}
