@@ -8,9 +8,6 @@ from dpo_core.families import AnyFamily
 from dpo_core.objectives import AnyObjective
 from tests.golden import CONFIGS, FOLDER, NAMES, path_of, record
 
-PAIRS = 4
-"""In an update of every debug config."""
-
 
 @pytest.mark.parametrize("name", NAMES)
 def test_training_follows_the_committed_trajectory(name: str, tmp_path: Path):
@@ -18,9 +15,9 @@ def test_training_follows_the_committed_trajectory(name: str, tmp_path: Path):
     assert len(committed["rows"]) == len(now["rows"])
     for expected, row in zip(committed["rows"], now["rows"], strict=True):
         assert expected.keys() == row.keys()
-        # Rounding alone takes the margin of a pair that has not moved to either side of zero, where a tie counts half.
-        accuracies = [values.pop("train/implicit_accuracy", None) for values in (row, expected)]
-        assert accuracies[0] == pytest.approx(accuracies[1], abs=0.5 / PAIRS)
+        # A step function of margins, some of which are nothing but rounding: they are compared, their signs are not.
+        for values in (expected, row):
+            values.pop("train/implicit_accuracy", None)
         # Another CPU rounds errors in the seventh digit, which beta makes the fourth of a margin.
         assert row == pytest.approx(expected, rel=1e-3, abs=2e-4)
     assert now["weights"] == pytest.approx(committed["weights"], rel=1e-5)
