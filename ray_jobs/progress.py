@@ -57,7 +57,7 @@ class Bar:
         columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn())
         self.progress = Progress(*columns, expand=True)
         self.task = self.progress.add_task(escape(label), total=max_steps)
-        self.live = Live(self._with("starting workers"), console=console, transient=True, refresh_per_second=4)
+        self.live = Live(self._with("starting"), console=console, transient=True, refresh_per_second=4)
 
     def _with(self, numbers: str) -> Group:
         return Group(self.progress, Text(numbers, style="dim"))

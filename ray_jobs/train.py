@@ -138,7 +138,7 @@ def train_on_ray(job: TrainJob, folder: Path) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from ray_jobs.workers import AfterFailure, HearingTorch, fit, users_error
+    from ray_jobs.workers import AfterFailure, BeforeRestart, HearingTorch, fit, users_error
 
     start_ray()
     check_fits(job.cluster)
@@ -160,7 +160,8 @@ def train_on_ray(job: TrainJob, folder: Path) -> None:
             name=attempt_name(folder),
             storage_path=str(folder / "ray"),
             failure_config=ray.train.FailureConfig(max_failures=job.cluster.max_failures, max_preemption_failures=-1),
-            callbacks=[AfterFailure()],
+            # Ray takes callbacks of its controller too; its types do not say so.
+            callbacks=[AfterFailure(), BeforeRestart()],  # pyright: ignore[reportArgumentType]
         ),
     )
     try:

@@ -4,16 +4,20 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import ray
+from ray._private.state import state as cluster_state
 from ray.exceptions import ActorUnavailableError, RayError
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
 log = logging.getLogger(__name__)
 TOLD_TO_END = threading.Event()
@@ -24,12 +28,10 @@ NODE_LOST_S = 30.0
 
 
 class AfterFailure(UserCallback):
-    """What happens in Ray Train's controller between a failure and the next attempt.
+    """What happens in Ray Train's controller when workers have failed.
 
-    A ValueError is the user's to mend, and ends the run at once: it would come again. Otherwise Ray is made to look at
-    the cluster before it decides how many workers to start. A worker cannot be reached some seconds before Ray takes
-    its node for lost, and Ray counts nodes only every 20 seconds; without this the first restarts after the loss of a
-    node ask for workers on that node, and wait for them until they time out.
+    A ValueError is the user's to mend, and ends the run at once: it would come again. A worker cannot be reached some
+    seconds before Ray takes its node for lost, which is waited for.
     """
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
@@ -37,15 +39,50 @@ class AfterFailure(UserCallback):
         for failure in worker_exceptions.values():
             if error := users_error(failure):
                 raise error
-        unreachable = any(isinstance(reason(failure), ActorUnavailableError) for failure in worker_exceptions.values())
+        if any(isinstance(reason(failure), ActorUnavailableError) for failure in worker_exceptions.values()):
+            before = nodes_alive()
+            wait_while(lambda: nodes_alive() >= before)
+
+
+class BeforeRestart(ControllerCallback):
+    """What happens there at the start and before each new attempt, whatever the one before has ended by.
+
+    Ray counts a node that is to go, and takes no worker there any more, as one that workers can be started on: it would
+    ask for them in vain until the node is gone. And it counts nodes only every 20 seconds.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        del train_run_context
+        leave_out_draining(ElasticScalingPolicy)
+
+    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+        del failure_decision
         try:
-            before, end = nodes_alive(), time.monotonic() + NODE_LOST_S
-            while unreachable and nodes_alive() >= before and time.monotonic() < end:
-                time.sleep(0.5)
             coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
             ray.get(coordinator.get_reserved_resources.remote("", recompute=True), timeout=REFRESH_S)
         except Exception as error:  # only the time that the restart takes depends on it
             log.warning("Ray's view of the cluster could not be refreshed: %s", error)
+
+
+def leave_out_draining(policy: Any) -> None:
+    """Make a class of Ray's scaling policies count workers without the nodes that are to go; once is enough."""
+    count = policy._count_possible_workers
+    if getattr(count, "without_draining", False):
+        return
+
+    def counted(self: Any, reserved: dict[str, Any]) -> int:
+        going = cluster_state.get_draining_nodes()
+        return count(self, {node: resources for node, resources in reserved.items() if node not in going})
+
+    counted.without_draining = True  # pyright: ignore[reportFunctionMemberAccess]
+    policy._count_possible_workers = counted
+
+
+def wait_while(there: Callable[[], bool]) -> None:
+    """Until ``there`` is over, for as long as Ray may take to notice that a node is lost."""
+    end = time.monotonic() + NODE_LOST_S
+    while there() and time.monotonic() < end:
+        time.sleep(0.5)
 
 
 def reason(failure: BaseException) -> BaseException:

@@ -1,13 +1,16 @@
 import os
 import signal
 import threading
+from unittest.mock import patch
 
 import pytest
 from ray.exceptions import ActorUnavailableError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
-from ray_jobs.workers import TOLD_TO_END, fit, hear_sigterm, reason, users_error
+from ray_jobs import workers
+from ray_jobs.workers import TOLD_TO_END, fit, hear_sigterm, leave_out_draining, reason, users_error
 
 
 def in_a_worker(error: Exception) -> WorkerGroupError:
@@ -43,6 +46,18 @@ def test_a_worker_that_cannot_be_asked_tells_why():
     assert reason(WorkerHealthCheckFailedError("A worker health check failed.", why)) is why
     crash = RuntimeError("crash")
     assert reason(crash) is crash
+
+
+def test_no_worker_is_counted_on_a_node_that_is_to_go():
+    class Policy:
+        def _count_possible_workers(self, reserved):
+            return len(reserved)
+
+    for _ in range(2):
+        leave_out_draining(Policy)
+    with patch.object(workers.cluster_state, "get_draining_nodes", return_value={"b": 1_700_000_000_000}):
+        assert Policy()._count_possible_workers({"a": {"CPU": 2}, "b": {"CPU": 2}}) == 1
+    assert hasattr(ElasticScalingPolicy, "_count_possible_workers"), "Ray has another name for it"
 
 
 def test_the_first_sigterm_of_a_worker_is_noted_and_the_second_one_acts():

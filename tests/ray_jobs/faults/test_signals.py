@@ -21,7 +21,7 @@ from tests.ray_jobs.jobs import final_weights, write_job
 from tests.train_runs import rows, run_ranks, same
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
-STEPS = 16
+STEPS = 64
 SPARSE = "loop.checkpoint_every=8"
 
 
@@ -66,10 +66,10 @@ def held_up(process: int) -> Iterator[None]:
 
 
 def test_a_slow_worker_is_named_and_one_that_stands_still_is_waited_for(tmp_path, tiny_sd, tiny_pairs):
-    config = write_job(tmp_path, tiny_sd, tiny_pairs, workers=2, steps=400)
+    config = write_job(tmp_path, tiny_sd, tiny_pairs, workers=2, steps=5000)
     with (
         attempt("one worker slow, then all stopped for 10 s", "named with its node; the run goes on") as figures,
-        start(config, "loop.checkpoint_every=400", "optim.lr=1e-6") as run,
+        start(config, "loop.checkpoint_every=5000", "optim.lr=1e-6") as run,
     ):
         run.wait_for_step(1)
         with held_up(workers_of(run)[1]):
