@@ -45,8 +45,8 @@ faults: env
 	rm -f build/faults.jsonl
 	PALATE_FAULTS=build/faults.jsonl $(BIN)/python -m pytest -m "" tests/dpo_core/test_kills.py tests/dpo_core/test_checkpoint.py \
 		tests/dpo_core/test_stopping.py tests/dpo_core/test_spikes.py tests/dpo_core/test_mirror.py \
-		tests/dpo_core/test_mirror_s3.py tests/ray_jobs/faults tests/ray_jobs/test_tracking.py \
-		tests/ray_jobs/test_slow_server.py; \
+		tests/dpo_core/test_mirror_s3.py tests/ray_jobs/faults tests/ray_jobs/record/test_tracking.py \
+		tests/ray_jobs/record/test_slow_server.py; \
 	result=$$?; $(BIN)/python -m tests.fault_table build/faults.jsonl; exit $$result
 
 lint: env

@@ -17,7 +17,7 @@ from ray_jobs.captioning.section import Describer, GivenCaptions, Perturber, Var
 from ray_jobs.captioning.texts import Strength
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import run_verb
-from ray_jobs.shards import ShardJob, plan_shards, read_source, rows_to_do, run_shards, settings_of
+from ray_jobs.shards.job import ShardJob, plan_shards, read_source, rows_to_do, run_shards, settings_of
 
 
 class CaptionJob(Section):

@@ -18,8 +18,8 @@ from ray_jobs.config import run_verb, save_config, to_yaml
 from ray_jobs.evaluate import EvaluateJob, compare, report, results_tables
 from ray_jobs.pairs import PairsJob, make_pairs
 from ray_jobs.prepare import CacheSection, PrepareJob, prepare
+from ray_jobs.record.tracking import tracking_uri
 from ray_jobs.search import SearchSection
-from ray_jobs.tracking import tracking_uri
 from ray_jobs.train import TrainJob, run_training
 from ray_jobs.tune import JudgeSection, TuneJob, run_sweep, sweep_dir, table_of
 

@@ -16,12 +16,12 @@ from eval.evaluation import finish, plan_work
 from eval.report import Reproduce, write_report
 from eval.sources import Source, find_source
 from eval.verdict import cautions, verdicts
-from ray_jobs import verify_scorers
-from ray_jobs.compared import note_metrics, record, register, results_tables
-from ray_jobs.comparison_job import EvaluateJob
+from ray_jobs.comparison import verify
+from ray_jobs.comparison.job import EvaluateJob
+from ray_jobs.comparison.outcome import note_metrics, record, register, results_tables
+from ray_jobs.comparison.pool import run_pool
 from ray_jobs.config import run_verb, save_config, to_yaml
-from ray_jobs.pool import run_pool
-from ray_jobs.tracking import track_run
+from ray_jobs.record.tracking import track_run
 
 
 def compare(job: EvaluateJob, console: Console | None = None) -> Comparison:
@@ -113,8 +113,8 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"report: {page}", soft_wrap=True)
 
     words = sys.argv[1:] if argv is None else argv
-    if verify_scorers.FLAG in words:
-        return verify_scorers.main([word for word in words if word != verify_scorers.FLAG])
+    if verify.FLAG in words:
+        return verify.main([word for word in words if word != verify.FLAG])
     return run_verb(schema=EvaluateJob, run=run, plan=plan_rows, argv=argv, doc=__doc__ or "")
 
 

@@ -33,8 +33,7 @@ from dpo_core.data.writing import OutFolder, settled
 from dpo_core.section import Section
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import run_verb
-from ray_jobs.shard_source import Part, Source
-from ray_jobs.shards import (
+from ray_jobs.shards.job import (
     Maker,
     Outcome,
     Recipe,
@@ -45,6 +44,7 @@ from ray_jobs.shards import (
     run_shards,
     settings_of,
 )
+from ray_jobs.shards.source import Part, Source
 
 INDEX = ".index"
 """Folder of the index, in the folder of the set; the dot keeps it out of ``data.paths``."""

@@ -14,7 +14,7 @@ from eval.scorers import AnyScorer
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import run_verb
 from ray_jobs.labelling import LabelRecipe, Mode
-from ray_jobs.shards import ShardJob, plan_shards, read_source, rows_to_do, run_shards, settings_of
+from ray_jobs.shards.job import ShardJob, plan_shards, read_source, rows_to_do, run_shards, settings_of
 
 
 class LabelJob(Section):

@@ -17,8 +17,8 @@ from dpo_core.data.quarantine import Reason, RowRejected
 from dpo_core.data.schema import chosen_side, clean_text
 from eval.scorers.base import Scorer
 from eval.stats import win_rate_interval
-from ray_jobs.shard_work import read_summary
-from ray_jobs.shards import Maker, Outcome, Recipe, Row
+from ray_jobs.shards.job import Maker, Outcome, Recipe, Row
+from ray_jobs.shards.work import read_summary
 
 Mode = Literal["relabel", "filter_agreeing", "add_scores"]
 

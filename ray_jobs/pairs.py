@@ -11,7 +11,7 @@ from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import run_verb
 from ray_jobs.pairing import AnyRecipe
 from ray_jobs.pairing.world import World
-from ray_jobs.shards import Record, ShardJob, Source, plan_shards, run_shards, settings_of
+from ray_jobs.shards.job import Record, ShardJob, Source, plan_shards, run_shards, settings_of
 
 NOT_DECISIVE = ["out", "cluster", "shard_pairs"]
 NOT_DECISIVE += [f"recipe.data.{name}" for name in ("paths", "lanes", "window", "max_quarantined_share")]

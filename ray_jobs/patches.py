@@ -21,7 +21,7 @@ from dpo_core.families import AnyFamily
 from dpo_core.section import Section
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import run_verb
-from ray_jobs.shards import (
+from ray_jobs.shards.job import (
     Maker,
     Outcome,
     Recipe,

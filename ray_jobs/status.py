@@ -25,11 +25,11 @@ from dpo_core.checkpoint import MANIFEST
 from dpo_core.data.quarantine import counts_by_reason, read_quarantine
 from dpo_core.metrics import read_complete_rows
 from dpo_core.stopping import ask_to_stop, stop_asked
-from ray_jobs.alone import is_trained_in
-from ray_jobs.readings import SHOWN, duration, seconds_per_update
-from ray_jobs.run_page import write_page
-from ray_jobs.runlog import ended_by
+from ray_jobs.record.readings import SHOWN, duration, seconds_per_update
+from ray_jobs.record.run_page import write_page
+from ray_jobs.record.runlog import ended_by
 from ray_jobs.settings.command import complain, show
+from ray_jobs.training.alone import is_trained_in
 from ray_jobs.validation.told import validation_facts
 
 LATE = 5

@@ -19,12 +19,12 @@ from dpo_core.resume import refuse_to_go_on
 from dpo_core.section import Section
 from dpo_core.stopping import clear_stop, signals_stop, stop_asked
 from dpo_core.training import train
-from ray_jobs.alone import only_one
 from ray_jobs.cluster import ClusterSection, check_fits, gpus_each, start_ray
 from ray_jobs.config import run_verb, save_config
-from ray_jobs.progress import training_progress
-from ray_jobs.runlog import full_disk_is_users, logged_end, shown_log, written_log
-from ray_jobs.tracking import TrackingSection, track_run
+from ray_jobs.record.progress import training_progress
+from ray_jobs.record.runlog import full_disk_is_users, logged_end, shown_log, written_log
+from ray_jobs.record.tracking import TrackingSection, track_run
+from ray_jobs.training.alone import only_one
 from ray_jobs.validation.launch import plan_row, validated
 from ray_jobs.validation.section import ValidationSection
 
@@ -138,7 +138,7 @@ def train_on_ray(job: TrainJob, folder: Path) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from ray_jobs.workers import AfterFailure, BeforeRestart, HearingTorch, fit, users_error
+    from ray_jobs.training.workers import AfterFailure, BeforeRestart, HearingTorch, fit, users_error
 
     start_ray()
     check_fits(job.cluster)
@@ -178,8 +178,8 @@ def attempt_name(folder: Path) -> str:
 
 def train_worker(task: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
-    from ray_jobs.context import RayContext
     from ray_jobs.stream import ray_step_batches
+    from ray_jobs.training.context import RayContext
 
     job = TrainJob.model_validate(task["job"])
     context = RayContext(task["folder"], wanted_workers=job.cluster.num_workers)

@@ -24,8 +24,8 @@ from eval.scorers.shapes import Shapes
 from ray_jobs.cluster import start_ray
 from ray_jobs.config import run_verb, save_config
 from ray_jobs.evaluate import locate
+from ray_jobs.record.tracking import track_run, tracking_uri
 from ray_jobs.search import SearchSection, at_point, check_space, label_of
-from ray_jobs.tracking import track_run, tracking_uri
 from ray_jobs.train import TrainJob, run_training
 
 BASE = "base"

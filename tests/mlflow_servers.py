@@ -14,7 +14,7 @@ from typing import Any
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from ray_jobs.tracking import Tracker
+from ray_jobs.record.tracking import Tracker
 
 LONGEST_S = 1.0
 """No call of a run that notes something may take longer, whatever the server does."""

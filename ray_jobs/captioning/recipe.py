@@ -28,7 +28,7 @@ from ray_jobs.captioning.section import (
     Variant,
 )
 from ray_jobs.captioning.texts import CHANGES, LEXICAL, Strength, caption_of, fill
-from ray_jobs.shards import Maker, Outcome, Recipe, Row
+from ray_jobs.shards.job import Maker, Outcome, Recipe, Row
 
 TEXTS = ("generated_0", "generated_1", "perturbed_prompt", "perturbed_caption")
 SCORE_BATCH = 16

@@ -11,7 +11,7 @@ from dpo_core.data import schema
 from dpo_core.data.labelled import labelled_by
 from dpo_core.data.section import DataSection
 from dpo_core.section import Section
-from ray_jobs.shards import Recipe, Row, Source, read_source
+from ray_jobs.shards.job import Recipe, Row, Source, read_source
 
 DECISIVE = ("image_0_uid", "image_1_uid", "image_0_url", "image_1_url", "model_0", "model_1")
 

@@ -14,7 +14,7 @@ from dpo_core.data.labelled import LABELLED_BY
 from dpo_core.data.quarantine import Reason, RowRejected
 from dpo_core.data.rejects import make_worse
 from ray_jobs.pairing.base import FromSet, Half, columns_of, fingerprint, made_pair, reads_of, stored_half
-from ray_jobs.shards import Maker, Outcome, Recipe, Row, Source
+from ray_jobs.shards.job import Maker, Outcome, Recipe, Row, Source
 
 
 class Downgrade(FromSet):

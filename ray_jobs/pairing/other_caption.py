@@ -9,7 +9,7 @@ from dpo_core import randomness
 from dpo_core.data import images
 from dpo_core.data.labelled import LABELLED_BY
 from ray_jobs.pairing.base import FromSet, columns_of, made_pair, reads_of, stored_half
-from ray_jobs.shards import Maker, Outcome, Recipe, Row, Source
+from ray_jobs.shards.job import Maker, Outcome, Recipe, Row, Source
 
 
 class OtherCaption(FromSet):

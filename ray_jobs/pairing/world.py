@@ -21,7 +21,7 @@ from eval.scorers.base import ScoreFunction
 from eval.scorers.shapes import Shapes
 from ray_jobs.pairing.base import PairRecipe
 from ray_jobs.pairing.painter import Painter, as_read, drawing_cost, judge_id, judge_problem, weights_of
-from ray_jobs.shards import Maker, Outcome, Recipe, Row, Source, given_source
+from ray_jobs.shards.job import Maker, Outcome, Recipe, Row, Source, given_source
 
 ROWS_PER_GROUP = 128
 AT_ONCE = 32

@@ -1,1 +1,1 @@
-"""The parts of ``ray_jobs.tracking``: the files of a run, their delivery, and the MLflow run they go to."""
+"""The parts of ``ray_jobs.record.tracking``: the files of a run, their delivery, and the MLflow run they go to."""

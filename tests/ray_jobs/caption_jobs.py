@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 from dpo_core.data.section import DataSection
 from ray_jobs.caption import CaptionJob
 from ray_jobs.captioning.section import DescribeByEndpoint, PerturbByEndpoint
-from ray_jobs.shards import shard_files
+from ray_jobs.shards.job import shard_files
 from tests.ray_jobs.chat_server import ChatServer
 
 

@@ -15,7 +15,7 @@ from ray_jobs.cluster import ClusterSection
 from ray_jobs.pairing import AnyRecipe
 from ray_jobs.pairing.samples import Samples
 from ray_jobs.pairs import PairsJob
-from ray_jobs.shards import shard_files
+from ray_jobs.shards.job import shard_files
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT / "tests" / "assets" / "real_pairs.parquet"

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from dpo_core.data.images import ImageLimits, decode
 from dpo_core.data.quarantine import Reason, RowRejected
-from ray_jobs.shards import Maker, Outcome, Recipe, Row
+from ray_jobs.shards.job import Maker, Outcome, Recipe, Row
 
 
 class Shout(Recipe):

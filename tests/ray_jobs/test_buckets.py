@@ -18,7 +18,7 @@ from ray_jobs import cli
 from ray_jobs.config import load_config
 from ray_jobs.label import LabelJob, shard_job
 from ray_jobs.prepare import prepare
-from ray_jobs.shards import read_record, run_shards, shard_files
+from ray_jobs.shards.job import read_record, run_shards, shard_files
 from tests import local_gcs
 from tests.local_gcs import serve_gcs
 from tests.local_http import Served

@@ -20,7 +20,7 @@ from ray_jobs.caption import CaptionJob, main, shard_job
 from ray_jobs.captioning.section import GivenCaptions
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import load_config, save_config
-from ray_jobs.shards import read_record, run_shards, shard_files
+from ray_jobs.shards.job import read_record, run_shards, shard_files
 from tests.ray_jobs.caption_jobs import job, rows_of
 from tests.ray_jobs.chat_server import ChatServer, chat_server
 from tests.ray_jobs.colour_pairs import colour_pairs, named

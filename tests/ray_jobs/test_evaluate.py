@@ -18,12 +18,12 @@ from eval.scorers.aesthetic import Aesthetic
 from eval.scorers.shapes import Shapes
 from eval.sources import Source
 from eval.verdict import cautions, verdicts
-from ray_jobs import pool
-from ray_jobs.compared import results_tables
+from ray_jobs.comparison import pool
+from ray_jobs.comparison.outcome import results_tables
+from ray_jobs.comparison.pool import dealt
 from ray_jobs.config import load_config, save_config
 from ray_jobs.evaluate import EvaluateJob, compare, locate, main, report
-from ray_jobs.pool import dealt
-from ray_jobs.tracking import TrackingSection
+from ray_jobs.record.tracking import TrackingSection
 from tests.tiny_models import make_tiny_sd
 
 SAMPLER = SamplerSection(num_inference_steps=1, guidance_scale=1.0, batch_size=4)

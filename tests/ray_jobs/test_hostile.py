@@ -12,7 +12,7 @@ from dpo_core.data.quarantine import counts_by_reason, read_quarantine
 from dpo_core.ledger import check_ledger, planned_visits, read_ledger
 from ray_jobs import caption, cli, label, pairs, patches, prepare, train
 from ray_jobs.config import load_config
-from ray_jobs.shards import run_shards
+from ray_jobs.shards.job import run_shards
 from tests.ray_jobs.chat_server import chat_server
 from tests.ray_jobs.redness import Redness
 from tests.tiny_models import make_tiny_sd

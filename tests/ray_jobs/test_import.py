@@ -20,7 +20,7 @@ from ray_jobs import import_pairs as verb
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import load_config, save_config
 from ray_jobs.import_pairs import ImportJob, import_pairs
-from ray_jobs.shards import read_record, shard_files
+from ray_jobs.shards.job import read_record, shard_files
 from tests import source_sets
 from tests.source_sets import JPEGS
 from tests.tiny_data import make_pairs

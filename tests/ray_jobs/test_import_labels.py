@@ -13,8 +13,8 @@ from dpo_core.data.sources import PickAPic
 from ray_jobs import cli
 from ray_jobs.config import load_config
 from ray_jobs.import_pairs import ImportJob, import_pairs
-from ray_jobs.shard_source import read_source
-from ray_jobs.shards import shard_files
+from ray_jobs.shards.job import shard_files
+from ray_jobs.shards.source import read_source
 from tests.tiny_data import make_pairs
 
 QUIET = Console(quiet=True)

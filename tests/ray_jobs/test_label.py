@@ -18,7 +18,7 @@ from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import load_config
 from ray_jobs.label import LabelJob, main, shard_job
 from ray_jobs.labelling import agreement
-from ray_jobs.shards import run_shards, shard_files
+from ray_jobs.shards.job import run_shards, shard_files
 from tests.local_s3 import environment, serve_s3
 from tests.ray_jobs.chat_server import chat_server
 from tests.ray_jobs.colour_pairs import colour_pairs

@@ -12,7 +12,7 @@ from ray_jobs.pairing.downgrade import Downgrade
 from ray_jobs.pairing.other_caption import OtherCaption
 from ray_jobs.pairing.world import World
 from ray_jobs.pairs import main, make_pairs
-from ray_jobs.shards import shard_files
+from ray_jobs.shards.job import shard_files
 from tests.ray_jobs.pair_jobs import FAST, QUIET, REAL, ROOT, job, real, samples
 
 pytestmark = pytest.mark.timeout(600)  # a cluster on a busy machine takes minutes to start

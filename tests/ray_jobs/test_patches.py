@@ -19,7 +19,7 @@ from dpo_core.recipe import TrainSection
 from ray_jobs.cluster import ClusterSection
 from ray_jobs.config import load_config
 from ray_jobs.patches import PatchesJob, QualitySection, main, make_patches
-from ray_jobs.shards import shard_files
+from ray_jobs.shards.job import shard_files
 from tests.tiny_data import make_pairs
 from tests.tiny_models import make_tiny_sd
 from tests.tiny_vision import make_tiny_vision

@@ -7,13 +7,13 @@ import pytest
 import yaml
 
 from dpo_core.stopping import STOP_FILE, ask_to_stop
-from ray_jobs.alone import LOCK, only_one
 from ray_jobs.cli import main
 from ray_jobs.config import load_config
-from ray_jobs.readings import duration
-from ray_jobs.runlog import logged_end, written_log
+from ray_jobs.record.readings import duration
+from ray_jobs.record.runlog import logged_end, written_log
 from ray_jobs.status import RunStatus
 from ray_jobs.train import TrainJob, run_training
+from ray_jobs.training.alone import LOCK, only_one
 from tests.ray_jobs.jobs import write_job
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from dpo_core.data.quarantine import read_quarantine
 from ray_jobs.caption import main, shard_job
-from ray_jobs.shards import run_shards
+from ray_jobs.shards.job import run_shards
 from tests.ray_jobs.caption_jobs import job, rows_of
 from tests.ray_jobs.chat_server import GARBLED, chat_server
 from tests.ray_jobs.colour_pairs import colour_pairs, named

@@ -15,7 +15,7 @@ from ray_jobs.captioning.endpoint import Question
 from ray_jobs.captioning.local import Dipper, Draw, VisionModel
 from ray_jobs.captioning.section import DescribeLocally, PerturbByDipper
 from ray_jobs.captioning.texts import DIPPER_PREFIX
-from ray_jobs.shards import run_shards, shard_files
+from ray_jobs.shards.job import run_shards, shard_files
 from tests.ray_jobs.colour_pairs import colour_pairs
 from tests.tiny_captioners import make_tiny_llava, make_tiny_t5
 

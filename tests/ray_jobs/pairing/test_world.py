@@ -2,7 +2,7 @@ from ray_jobs.config import load_config
 from ray_jobs.demo import DemoJob
 from ray_jobs.pairing.world import World
 from ray_jobs.pairs import make_pairs
-from ray_jobs.shards import shard_files
+from ray_jobs.shards.job import shard_files
 from tests.ray_jobs.pair_jobs import FAST, QUIET, ROOT, job, made
 
 RECORDED = [

@@ -18,7 +18,7 @@ from dpo_core import randomness
 from dpo_core.data.images import ImageLimits, decode, training_crop
 from eval.provenance import training_of
 from ray_jobs.config import ConfigError, load_config
-from ray_jobs.run_page import write_page
+from ray_jobs.record.run_page import write_page
 from ray_jobs.status import RunStatus
 from ray_jobs.train import TrainJob, plan_rows, run_training
 from ray_jobs.validation.told import validation_rows

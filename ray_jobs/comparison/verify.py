@@ -14,7 +14,7 @@ from rich.table import Table
 from dpo_core.section import Section
 from eval.scorers import AnyScorer
 from eval.scorers.verify import Verdict, standard_scorers, verify
-from ray_jobs.comparison_job import EvaluateJob
+from ray_jobs.comparison.job import EvaluateJob
 from ray_jobs.config import run_verb
 
 FLAG = "--verify-scorers"

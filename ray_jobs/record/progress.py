@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from dpo_core.metrics import read_complete_rows
-from ray_jobs.readings import summary
+from ray_jobs.record.readings import summary
 
 LINE_EVERY_S = 30.0
 """Seconds between two lines where the console is a file or a job's log, which cannot show a bar."""

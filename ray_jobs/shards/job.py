@@ -34,8 +34,8 @@ from dpo_core.data.scan import REMOTE_FILES_AT_ONCE
 from dpo_core.data.writing import files_named, move, names_in, remove_leftovers, settled, write_text
 from dpo_core.section import Section
 from ray_jobs.cluster import ClusterSection
-from ray_jobs.shard_source import Part, Source, given_source, read_source
-from ray_jobs.shard_work import Maker, Outcome, Recipe, Row, Summary, Task, read_summary, work_here, work_on_ray
+from ray_jobs.shards.source import Part, Source, given_source, read_source
+from ray_jobs.shards.work import Maker, Outcome, Recipe, Row, Summary, Task, read_summary, work_here, work_on_ray
 
 __all__ = [
     "Maker",

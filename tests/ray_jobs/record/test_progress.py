@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ray_jobs.progress import training_progress
-from ray_jobs.readings import seconds_per_update, summary
+from ray_jobs.record.progress import training_progress
+from ray_jobs.record.readings import seconds_per_update, summary
 
 ROW = {
     "train/loss": 0.69312, "train/implicit_accuracy": 0.5625, "train/chosen_error_vs_reference": -0.00123,

@@ -13,7 +13,7 @@ from rich.table import Table
 from eval.comparison import Comparison
 from eval.provenance import training_of
 from eval.verdict import amount, improved, level, p_text
-from ray_jobs.tracking import Tracker
+from ray_jobs.record.tracking import Tracker
 
 
 def record(comparison: Comparison, tracker: Tracker, out: Path) -> None:

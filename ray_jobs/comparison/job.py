@@ -1,8 +1,8 @@
 """The config of a comparison that runs on a cluster."""
 
 from eval.plan import ComparisonPlan
-from ray_jobs.pool import TasksSection
-from ray_jobs.tracking import TrackingSection
+from ray_jobs.comparison.pool import TasksSection
+from ray_jobs.record.tracking import TrackingSection
 
 
 class EvaluateJob(ComparisonPlan):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from ray_jobs.tracking import Tracker, TrackingSection
+from ray_jobs.record.tracking import Tracker, TrackingSection
 from tests.fault_table import attempt
 from tests.mlflow_servers import LONGEST_S, free_port, log_step, mlflow_server, notes, timed
 

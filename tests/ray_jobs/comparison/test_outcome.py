@@ -9,8 +9,8 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from eval.comparison import Comparison
-from ray_jobs.compared import difference_columns, note_metrics, record, register, results_tables
-from ray_jobs.tracking import TrackingSection, track_run
+from ray_jobs.comparison.outcome import difference_columns, note_metrics, record, register, results_tables
+from ray_jobs.record.tracking import TrackingSection, track_run
 from tests.eval.test_verdict import BOTH, PLAN, compared
 
 NAME = "palate-test"

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from dpo_core.stopping import Request, stop_asked
-from ray_jobs.pace import Pace, slow_ranks
-from ray_jobs.workers import TOLD_TO_END, nodes_alive
+from ray_jobs.training.pace import Pace, slow_ranks
+from ray_jobs.training.workers import TOLD_TO_END, nodes_alive
 
 log = logging.getLogger(__name__)
 ASK_RAY_EVERY_S = 2.0

@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from ray_jobs.pace import FEWEST, Pace, slow_ranks
+from ray_jobs.training.pace import FEWEST, Pace, slow_ranks
 
 
 def updates(pace: Pace, count: int, own: float, wait: float) -> None:

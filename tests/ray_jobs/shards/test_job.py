@@ -13,8 +13,7 @@ from dpo_core.data.plan import Plan
 from dpo_core.data.quarantine import read_quarantine
 from dpo_core.section import Section
 from ray_jobs.cluster import ClusterSection
-from ray_jobs.shard_source import Takes
-from ray_jobs.shards import (
+from ray_jobs.shards.job import (
     Row,
     ShardJob,
     given_source,
@@ -26,12 +25,13 @@ from ray_jobs.shards import (
     settings_of,
     shard_files,
 )
+from ray_jobs.shards.source import Takes
 from tests.ray_jobs.shard_recipes import Shout
 from tests.tiny_data import make_pairs
 
 pytestmark = pytest.mark.timeout(600)  # a cluster on a busy machine takes minutes to start
 
-ASSETS = Path(__file__).parents[1] / "assets"
+ASSETS = Path(__file__).parents[2] / "assets"
 
 
 @pytest.fixture(scope="module")

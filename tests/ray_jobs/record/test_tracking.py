@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from ray_jobs.tracking import Tracker, TrackingSection, flat, track_run, tracking_uri
+from ray_jobs.record.tracking import Tracker, TrackingSection, flat, track_run, tracking_uri
 from tests.dpo_core.test_checkpoint import disk_of
 from tests.fault_table import attempt
 from tests.mlflow_servers import LONGEST_S, free_port, log_step, mlflow_server, notes, timed

@@ -4,7 +4,7 @@ import time
 import pytest
 from rich.console import Console
 
-from ray_jobs.runlog import LOG_FILE, ended_by, full_disk_is_users, logged_end, shown_log, written_log
+from ray_jobs.record.runlog import LOG_FILE, ended_by, full_disk_is_users, logged_end, shown_log, written_log
 
 
 def test_what_the_training_says_stands_in_the_run_folder(tmp_path):

@@ -17,7 +17,7 @@ from dpo_core.data.files import open_parquet
 from dpo_core.data.quarantine import Quarantined, Reason, RowRejected
 from dpo_core.data.writing import writing
 from ray_jobs.cluster import ClusterSection, check_fits, gpus_each, start_ray
-from ray_jobs.shard_source import Part, Row, read_part, with_read
+from ray_jobs.shards.source import Part, Row, read_part, with_read
 
 if TYPE_CHECKING:
     import ray.data

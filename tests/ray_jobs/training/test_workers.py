@@ -10,7 +10,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, Worker
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
 from ray_jobs import workers
-from ray_jobs.workers import TOLD_TO_END, fit, hear_sigterm, leave_out_draining, reason, users_error
+from ray_jobs.training.workers import TOLD_TO_END, fit, hear_sigterm, leave_out_draining, reason, users_error
 
 
 def in_a_worker(error: Exception) -> WorkerGroupError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dpo_core.diagnostics import BUCKETS
-from ray_jobs.readings import SHOWN
+from ray_jobs.record.readings import SHOWN
 from ray_jobs.validation.book import PREFIX
 from ray_jobs.validation.measure import BY_TIMESTEP
 from ray_jobs.validation.told import newest_grid, validation_rows
@@ -18,7 +18,7 @@ from ray_jobs.validation.told import newest_grid, validation_rows
 if TYPE_CHECKING:
     from ray_jobs.status import RunStatus
 
-TEMPLATE = Path(__file__).parent / "web" / "run.html.j2"
+TEMPLATE = Path(__file__).parents[1] / "web" / "run.html.j2"
 PANELS = (
     {"train/loss": "loss", "train/implicit_accuracy": "implicit accuracy", "train/margin": "margin"},
     {

@@ -1,0 +1,1 @@
+"""Jobs that make shards from shards: the job, its rows, the work on one shard."""
