@@ -20,7 +20,8 @@ from ray_jobs.pairs import PairsJob, make_pairs
 from ray_jobs.prepare import CacheSection, PrepareJob, prepare
 from ray_jobs.record.tracking import tracking_uri
 from ray_jobs.search import SearchSection
-from ray_jobs.train import TrainJob, run_training
+from ray_jobs.train import run_training
+from ray_jobs.training.job import TrainJob
 from ray_jobs.tune import JudgeSection, TuneJob, run_sweep, sweep_dir, table_of
 
 KEPT, DONE = "demo.yaml", "demo.done"

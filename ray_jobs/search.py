@@ -9,7 +9,7 @@ from dpo_core.section import Section
 from ray_jobs.config import ConfigError
 from ray_jobs.settings.overrides import put
 from ray_jobs.settings.problems import sentences
-from ray_jobs.train import TrainJob
+from ray_jobs.training.job import TrainJob
 
 
 class Grid(Section):

@@ -7,53 +7,27 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
 from rich.console import Console
 
 from dpo_core.context import LocalContext
 from dpo_core.data.batches import PairBatch, step_batches
 from dpo_core.data.plan import Plan
 from dpo_core.data.quarantine import counts_by_reason, read_quarantine, told_counts
-from dpo_core.recipe import TrainSection
 from dpo_core.resume import refuse_to_go_on
-from dpo_core.section import Section
 from dpo_core.stopping import clear_stop, signals_stop, stop_asked
 from dpo_core.training import train
-from ray_jobs.cluster import ClusterSection, check_fits, gpus_each, start_ray
+from ray_jobs.cluster import check_fits, gpus_each, start_ray
 from ray_jobs.config import run_verb, save_config
 from ray_jobs.record.progress import training_progress
 from ray_jobs.record.runlog import full_disk_is_users, logged_end, shown_log, written_log
-from ray_jobs.record.tracking import TrackingSection, track_run
+from ray_jobs.record.tracking import track_run
 from ray_jobs.training.alone import only_one
+from ray_jobs.training.job import TrainJob, run_dir
 from ray_jobs.validation.launch import plan_row, validated
-from ray_jobs.validation.section import ValidationSection
 
 log = logging.getLogger(__name__)
 LOOK_FOR_NODES_EVERY_S = 30.0
 """How often Ray looks whether it could start anew with more workers, where workers are missing."""
-
-
-class RunSection(Section):
-    """Where the run lives. The same name in the same storage is the same run: it goes on where it stopped."""
-
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Name of the run and of its folder."""
-    storage: str = "runs"
-    """Folder that holds the runs; on a cluster, one that every node sees under the same path."""
-
-
-class TrainJob(TrainSection):
-    """A training job: the training itself, where it runs, and where its record is kept."""
-
-    run: RunSection = RunSection()
-    cluster: ClusterSection = ClusterSection()
-    tracking: TrackingSection = TrackingSection()
-    validation: ValidationSection = ValidationSection()
-
-
-def run_dir(job: TrainJob) -> Path:
-    """The folder of the run, absolute."""
-    return (Path(job.run.storage) / job.run.name).resolve()
 
 
 def plan_rows(job: TrainJob) -> list[tuple[str, str]]:

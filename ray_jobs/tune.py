@@ -26,7 +26,8 @@ from ray_jobs.config import run_verb, save_config
 from ray_jobs.evaluate import locate
 from ray_jobs.record.tracking import track_run, tracking_uri
 from ray_jobs.search import SearchSection, at_point, check_space, label_of
-from ray_jobs.train import TrainJob, run_training
+from ray_jobs.train import run_training
+from ray_jobs.training.job import TrainJob
 
 BASE = "base"
 

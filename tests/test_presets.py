@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from dpo_core.objectives import AnyObjective
 from dpo_core.recipe import TrainSection
 from ray_jobs.config import load_config
-from ray_jobs.train import TrainJob
+from ray_jobs.training.job import TrainJob
 from tests.tiny_data import make_pairs
 from tests.tiny_families import TINY
 from tests.tiny_ip_adapter import make_tiny_ip_adapter

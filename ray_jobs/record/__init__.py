@@ -1,1 +1,1 @@
-"""The parts of ``ray_jobs.record.tracking``: the files of a run, their delivery, and the MLflow run they go to."""
+"""The record of a run: what it leaves, how people read it, and its way to MLflow."""

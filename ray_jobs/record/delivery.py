@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray_jobs.record.destination import Destination
 from ray_jobs.record.journal import Position, read_lines, replace_json
 from ray_jobs.settings.secrets import without_secrets
 
@@ -62,16 +63,6 @@ class State:
         except (ValueError, TypeError, KeyError):
             return cls(uri=uri, refused=[f"{path.name} was damaged, so a new MLflow run was begun"])
         return state if state.uri == uri else cls(uri=uri)
-
-
-@dataclass(frozen=True)
-class Destination:
-    """The MLflow run that should exist."""
-
-    uri: str
-    experiment: str
-    run_name: str
-    parent_run_id: str | None
 
 
 class Delivery:

@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
-from ray_jobs.record.delivery import Destination
+from ray_jobs.record.destination import Destination
 
 # A database that cannot be written is told by `Tracker.finish` in a line, not at every attempt with a traceback.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

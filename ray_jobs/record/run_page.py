@@ -5,18 +5,16 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from dpo_core.diagnostics import BUCKETS
 from ray_jobs.record.readings import SHOWN
+from ray_jobs.record.run_status import RunStatus
 from ray_jobs.validation.book import PREFIX
 from ray_jobs.validation.measure import BY_TIMESTEP
 from ray_jobs.validation.told import newest_grid, validation_rows
-
-if TYPE_CHECKING:
-    from ray_jobs.status import RunStatus
 
 TEMPLATE = Path(__file__).parents[1] / "web" / "run.html.j2"
 PANELS = (
@@ -46,7 +44,7 @@ IN_TILES = {
 ALARMS = ("error", "alarm", "skipped updates", "validation failed")
 
 
-def write_page(status: "RunStatus") -> Path:
+def write_page(status: RunStatus) -> Path:
     """``run.html`` in the run folder: facts, curves, sample images and config."""
     from jinja2 import Environment
 
@@ -83,7 +81,7 @@ def write_page(status: "RunStatus") -> Path:
     return path
 
 
-def tiles(status: "RunStatus", facts: dict[str, str], held_out: dict[str, Any]) -> list[tuple[str, str, str]]:
+def tiles(status: RunStatus, facts: dict[str, str], held_out: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Name, value and a remark of what stands large."""
     percent = f"{100 * status.step / status.total:.0f} %"
     ends = f"{percent}, ends in about {facts['ends in about']}" if "ends in about" in facts else percent

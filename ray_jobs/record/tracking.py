@@ -15,7 +15,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 from dpo_core.section import Section
-from ray_jobs.record.delivery import FILES, Delivery, Destination
+from ray_jobs.record.delivery import FILES, Delivery
+from ray_jobs.record.destination import Destination
 from ray_jobs.record.journal import append_line
 from ray_jobs.record.system import SystemMonitor
 from ray_jobs.settings.secrets import without_secrets

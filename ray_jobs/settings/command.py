@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from ray_jobs.config import ConfigError, load_config, to_yaml
 from ray_jobs.settings.help import help_text
+from ray_jobs.settings.loading import ConfigError, load_config, to_yaml
 from ray_jobs.settings.problems import did_you_mean
 
 S = TypeVar("S", bound=BaseModel)
@@ -69,7 +69,7 @@ def _rows(rows: list[tuple[str, str]]) -> str:
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
 
-def execute(
+def run_verb(
     schema: type[S],
     run: Callable[[S], None],
     plan: Callable[[S], list[tuple[str, str]]],
@@ -77,7 +77,13 @@ def execute(
     doc: str,
     verb: str | None = None,
 ) -> int:
-    """See ``ray_jobs.config.run_verb``."""
+    """The command line of one verb: ``[--config FILE] [--dry-run] [--help [section]] [section.key=value ...]``.
+
+    ``run`` does the work. ``plan`` says what would be done, as (name, value) rows, and is shown by ``--dry-run``.
+    ``argv`` is ``sys.argv[1:]`` when None. Returns the exit code: 0; 1 after a ValueError of ``run``, told in one line;
+    2 when the command line or the config is wrong; 130 when interrupted. ``verb`` is what help calls the verb, where
+    that is not the name of its module.
+    """
     try:
         path, words, flags = _parse(sys.argv[1:] if argv is None else argv)
         if "--help" in flags:

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from ray_jobs.config import ConfigError
 from ray_jobs.settings import schema as shape
+from ray_jobs.settings.loading import ConfigError
 from ray_jobs.settings.problems import did_you_mean
 
 WIDTH = 98

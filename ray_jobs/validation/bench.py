@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,14 +15,12 @@ from dpo_core.export import export_model
 from dpo_core.families import DTYPES, weights_hash
 from dpo_core.policy import Policy
 from dpo_core.recipe import TrainSection
+from ray_jobs.training.job import TrainJob
 from ray_jobs.validation.measure import measure
 from ray_jobs.validation.pairs import HeldOut, encoded, held_out_data, read_pairs
 
-if TYPE_CHECKING:
-    from ray_jobs.train import TrainJob
 
-
-def setup_of(job: "TrainJob", held_out: HeldOut | None) -> str:
+def setup_of(job: TrainJob, held_out: HeldOut | None) -> str:
     """Names everything that the numbers and images depend on besides the weights: only equal setups are compared."""
     free = {"every", "batch_size", "cpus", "gpus", "keep_best"}
     facts = {
@@ -37,7 +35,7 @@ def setup_of(job: "TrainJob", held_out: HeldOut | None) -> str:
 class Bench:
     """Policy, reference and held-out pairs; checkpoints are put in one at a time."""
 
-    def __init__(self, job: "TrainJob", held_out: HeldOut | None, device: torch.device) -> None:
+    def __init__(self, job: TrainJob, held_out: HeldOut | None, device: torch.device) -> None:
         self.job, self.device = job, device
         precision, policy = job.loop.precision, job.policy.model_copy(update={"gradient_checkpointing": False})
         plan = data = None

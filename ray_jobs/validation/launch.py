@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -13,18 +12,16 @@ from dpo_core.data.plan import Plan
 from dpo_core.metrics import read_complete_rows
 from dpo_core.mirror import END_LIMIT_S, Mirror
 from dpo_core.stopping import stop_asked
+from ray_jobs.training.job import TrainJob
 from ray_jobs.validation.book import FILE, WORK
 from ray_jobs.validation.pairs import HeldOut, held_out_data
 from ray_jobs.validation.told import doing, in_words
 from ray_jobs.validation.validator import ENDED
 from ray_jobs.validation.worker import ActorWorker, ProcessWorker, Worker
 
-if TYPE_CHECKING:
-    from ray_jobs.train import TrainJob
-
 
 @contextmanager
-def validated(job: "TrainJob", run_dir: Path, plan: Plan, console: Console) -> Iterator[None]:
+def validated(job: TrainJob, run_dir: Path, plan: Plan, console: Console) -> Iterator[None]:
     """Inside, the checkpoints of the run are validated; at the end the last one is waited for, unless a stop is asked.
 
     Nothing that goes wrong with validation ends the training: it is told at the end and stands in the status. Raises
@@ -58,7 +55,7 @@ def validated(job: "TrainJob", run_dir: Path, plan: Plan, console: Console) -> I
         teller.close()
 
 
-def send(job: "TrainJob", run_dir: Path, console: Console) -> None:
+def send(job: TrainJob, run_dir: Path, console: Console) -> None:
     """Bring what came after the end of the training to the run's copy in object storage, where it has one."""
     if job.loop.mirror is None:
         return
@@ -68,7 +65,7 @@ def send(job: "TrainJob", run_dir: Path, console: Console) -> None:
             console.print(f"not in {mirror.url}: {', '.join(missing)}", style="yellow", markup=False, soft_wrap=True)
 
 
-def check_prompts(job: "TrainJob") -> None:
+def check_prompts(job: TrainJob) -> None:
     """ValueError when images are asked for that this program does not know how to draw."""
     if job.validation.prompts and job.policy.method == "ip_adapter":
         raise ValueError(
@@ -77,7 +74,7 @@ def check_prompts(job: "TrainJob") -> None:
         )
 
 
-def plan_row(job: "TrainJob") -> list[tuple[str, str]]:
+def plan_row(job: TrainJob) -> list[tuple[str, str]]:
     """What ``--dry-run`` tells of the validation; nothing when it is off."""
     section = job.validation
     if not section.enabled:

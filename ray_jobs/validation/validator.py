@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
+from ray_jobs.config import load_config
 from ray_jobs.record.journal import replace_json
+from ray_jobs.training.job import TrainJob
 from ray_jobs.validation import best
 from ray_jobs.validation.bench import Bench, setup_of
 from ray_jobs.validation.book import LOCK, NOW, PREFIX, WORK, Book, Next, checkpoints_there, choose_next, due_steps
@@ -33,9 +35,6 @@ class Validator:
 
     def __init__(self, run_dir: Path, *, wanted: Callable[[], bool] = lambda: True) -> None:
         """``wanted`` turns False when whoever started this is gone."""
-        from ray_jobs.config import load_config
-        from ray_jobs.train import TrainJob
-
         self.run_dir, self.wanted = run_dir, wanted
         self.job = load_config(TrainJob, run_dir / "config.yaml", [])
         self.section = self.job.validation

@@ -21,7 +21,8 @@ def train_once(folder: Path, model: Path, pairs: Path, workers: int, updates: in
 
     from dpo_core.metrics import read_complete_rows
     from ray_jobs.config import load_config
-    from ray_jobs.train import TrainJob, run_training
+    from ray_jobs.train import run_training
+    from ray_jobs.training.job import TrainJob
     from tests.ray_jobs.jobs import write_job
 
     job = load_config(TrainJob, write_job(folder, model, pairs, workers=workers, steps=updates), [])

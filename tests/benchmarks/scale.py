@@ -38,7 +38,7 @@ from dpo_core.data.plan import Plan
 from dpo_core.data.schema import SCHEMA
 from dpo_core.ledger import check_ledger, read_ledger
 from ray_jobs.config import load_config
-from ray_jobs.train import TrainJob
+from ray_jobs.training.job import TrainJob
 from tests.tiny_models import NOISE, byte_tokenizer, clip_config
 
 ROWS_PER_FILE, ROWS_PER_GROUP = 5_000, 50

@@ -12,7 +12,7 @@ import torch
 
 from dpo_core.recipe import TrainSection
 from ray_jobs.config import load_config
-from ray_jobs.train import TrainJob
+from ray_jobs.training.job import TrainJob
 from tests.tiny_families import TINY
 from tests.train_runs import rows, run
 

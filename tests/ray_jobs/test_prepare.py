@@ -16,7 +16,7 @@ from dpo_core.families import SD15
 from eval.provenance import training_of
 from ray_jobs.config import load_config
 from ray_jobs.prepare import PrepareJob, main, make_shards, prepare
-from ray_jobs.train import TrainJob
+from ray_jobs.training.job import TrainJob
 from tests.ray_jobs.caches import ASSETS, SHARE, cached, check_latents_match_images, job
 from tests.same_batches import flat, take
 from tests.tiny_data import make_pairs

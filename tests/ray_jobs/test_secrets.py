@@ -7,7 +7,7 @@ import pytest
 
 from ray_jobs.config import ConfigError, load_config
 from ray_jobs.settings.secrets import without_secrets
-from ray_jobs.train import TrainJob
+from ray_jobs.training.job import TrainJob
 from tests.ray_jobs.jobs import palate, write_job
 
 SECRET = "planted-4f0c9d"

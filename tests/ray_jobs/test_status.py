@@ -10,10 +10,11 @@ from dpo_core.stopping import STOP_FILE, ask_to_stop
 from ray_jobs.cli import main
 from ray_jobs.config import load_config
 from ray_jobs.record.readings import duration
+from ray_jobs.record.run_status import RunStatus
 from ray_jobs.record.runlog import logged_end, written_log
-from ray_jobs.status import RunStatus
-from ray_jobs.train import TrainJob, run_training
+from ray_jobs.train import run_training
 from ray_jobs.training.alone import LOCK, only_one
+from ray_jobs.training.job import TrainJob
 from tests.ray_jobs.jobs import write_job
 
 

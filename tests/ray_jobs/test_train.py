@@ -9,8 +9,9 @@ from rich.console import Console
 from dpo_core.data.quarantine import read_quarantine
 from dpo_core.metrics import read_complete_rows
 from ray_jobs.config import load_config
-from ray_jobs.train import TrainJob, run_training
+from ray_jobs.train import run_training
 from ray_jobs.training.alone import only_one
+from ray_jobs.training.job import TrainJob
 from tests.ray_jobs.jobs import final_weights, kill_once_there, palate, write_job
 
 

@@ -10,7 +10,7 @@ from dpo_core.data.batches import Share
 from dpo_core.data.plan import Plan
 from dpo_core.ledger import check_ledger, read_ledger
 from ray_jobs.config import load_config
-from ray_jobs.train import TrainJob
+from ray_jobs.training.job import TrainJob
 from tests import train_runs
 from tests.fault_table import attempt
 from tests.ray_jobs.faults.nodes import STORE, Until, cluster_of, start

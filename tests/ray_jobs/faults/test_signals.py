@@ -14,7 +14,7 @@ import pytest
 from dpo_core.checkpoint import load_latest
 from dpo_core.stopping import ask_to_stop
 from ray_jobs.config import load_config
-from ray_jobs.train import TrainJob
+from ray_jobs.training.job import TrainJob
 from tests.fault_table import attempt
 from tests.ray_jobs.faults.nodes import Run, start
 from tests.ray_jobs.jobs import final_weights, write_job

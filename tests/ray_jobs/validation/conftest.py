@@ -5,7 +5,8 @@ import pytest
 from rich.console import Console
 
 from ray_jobs.config import load_config
-from ray_jobs.train import TrainJob, run_training
+from ray_jobs.train import run_training
+from ray_jobs.training.job import TrainJob
 from tests.ray_jobs.jobs import write_job
 from tests.ray_jobs.validation_jobs import STEPS, settings
 from tests.tiny_data import make_pairs

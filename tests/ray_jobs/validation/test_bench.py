@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from dpo_core.data.plan import Plan
 from ray_jobs.prepare import PrepareJob, prepare
-from ray_jobs.train import TrainJob
+from ray_jobs.training.job import TrainJob
 from ray_jobs.validation.bench import Bench
 from ray_jobs.validation.grids import draw_grid, draw_samples, folder_of
 from ray_jobs.validation.pairs import HeldOut, held_out_data

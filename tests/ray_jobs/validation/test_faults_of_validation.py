@@ -14,7 +14,8 @@ from rich.console import Console
 from dpo_core.stopping import ask_to_stop
 from ray_jobs.config import load_config
 from ray_jobs.status import RunStatus
-from ray_jobs.train import TrainJob, run_training, updates_done
+from ray_jobs.train import run_training, updates_done
+from ray_jobs.training.job import TrainJob
 from ray_jobs.validation.told import at_work, validation_rows
 from tests.ray_jobs.jobs import kill_once_there, palate, write_job
 from tests.ray_jobs.validation_jobs import PAIRS, STEPS, settings

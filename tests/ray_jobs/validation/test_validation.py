@@ -19,8 +19,9 @@ from dpo_core.data.images import ImageLimits, decode, training_crop
 from eval.provenance import training_of
 from ray_jobs.config import ConfigError, load_config
 from ray_jobs.record.run_page import write_page
-from ray_jobs.status import RunStatus
-from ray_jobs.train import TrainJob, plan_rows, run_training
+from ray_jobs.record.run_status import RunStatus
+from ray_jobs.train import plan_rows, run_training
+from ray_jobs.training.job import TrainJob
 from ray_jobs.validation.told import validation_rows
 from tests.ray_jobs.jobs import final_weights, write_job
 from tests.ray_jobs.validation_jobs import LEVELS, PAIRS, PROMPTS, SEED, STEPS, settings
