@@ -1,7 +1,7 @@
 """A job that makes shards from shards: rows of a preference set in, rows of a preference set out.
 
 Such a job is a `Recipe` and a few lines that fill a `ShardJob`. The recipe says how a row becomes rows; everything else
-(reading, Ray, resuming, quarantine, totals) is here and in `shard_work`. For example::
+(reading, Ray, resuming, quarantine, totals) is here and in `shards/work.py`. For example::
 
     class Shout(Recipe):
         columns = (pa.field("caption", pa.string()),)

@@ -9,7 +9,7 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
-from ray_jobs import workers
+from ray_jobs.training import workers
 from ray_jobs.training.workers import TOLD_TO_END, fit, hear_sigterm, leave_out_draining, reason, users_error
 
 
