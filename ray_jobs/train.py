@@ -37,12 +37,20 @@ def plan_rows(job: TrainJob) -> list[tuple[str, str]]:
     share = loop.global_batch_size / max(job.cluster.num_workers, 1)
     return [
         ("run folder", str(run_dir(job))),
+        ("model", place_of(job.family.source)),
         ("usable pairs", f"{plan.rows:,} ({len(plan.quarantined)} in quarantine, {plan.ties} ties left out)"),
         ("updates", f"{loop.max_steps:,} of {loop.global_batch_size} pairs = {epochs(job, plan):.2f} epochs"),
         ("accumulation", f"{-(-share // loop.worker_batch_size):.0f} forward passes per update and worker"),
         ("workers", "in this process" if job.cluster.num_workers == 0 else str(job.cluster.num_workers)),
         *plan_row(job),
     ]
+
+
+def place_of(model: str) -> str:
+    """Where a model comes from, as far as this machine can tell; the workers may see other folders."""
+    if Path(model).exists():
+        return str(Path(model).resolve())
+    return f"{model} ({'there is no such folder on this machine' if Path(model).is_absolute() else 'from the hub'})"
 
 
 def epochs(job: TrainJob, plan: Plan) -> float:
@@ -64,7 +72,8 @@ def run_training(job: TrainJob, console: Console | None = None) -> Path:
             train_in(folder, job, plan, console)
     if stop_asked(folder):
         clear_stop(folder)
-        console.print(f"stopped after update {updates_done(folder)} of {job.loop.max_steps}; the same command goes on")
+        if (done := updates_done(folder)) < job.loop.max_steps:
+            console.print(f"stopped after update {done} of {job.loop.max_steps}; the same command goes on")
     return folder
 
 

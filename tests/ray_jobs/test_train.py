@@ -1,3 +1,4 @@
+import io
 import math
 import os
 from pathlib import Path
@@ -8,8 +9,9 @@ from rich.console import Console
 
 from dpo_core.data.quarantine import read_quarantine
 from dpo_core.metrics import read_complete_rows
+from dpo_core.stopping import ask_to_stop, stop_asked
 from ray_jobs.config import load_config
-from ray_jobs.train import run_training
+from ray_jobs.train import plan_rows, run_training, train_here
 from ray_jobs.training.alone import only_one
 from ray_jobs.training.job import TrainJob
 from tests.ray_jobs.jobs import final_weights, kill_once_there, palate, write_job
@@ -38,6 +40,32 @@ def test_the_saved_config_can_be_given_back(straight):
     assert done.returncode == 0, done.stderr
     assert "usable pairs" in done.stdout
     assert "24" in done.stdout
+
+
+def test_a_dry_run_tells_where_the_model_is(tmp_path, tiny_sd, tiny_pairs):
+    config = write_job(tmp_path, tiny_sd, tiny_pairs)
+    told = [
+        dict(plan_rows(load_config(TrainJob, config, [f"family.model={model}"])))["model"]
+        for model in (tiny_sd, tmp_path / "none", "somebody/model")
+    ]
+    absent = f"{tmp_path / 'none'} (there is no such folder on this machine)"
+    assert told == [str(tiny_sd), absent, "somebody/model (from the hub)"]
+
+
+def test_a_stop_asked_for_after_the_last_update_stops_nothing(tmp_path, tiny_sd, tiny_pairs, monkeypatch):
+    job = load_config(TrainJob, write_job(tmp_path, tiny_sd, tiny_pairs, steps=1), [])
+
+    def late(job, folder, plan):
+        train_here(job, folder, plan)
+        ask_to_stop(folder)
+
+    monkeypatch.setattr("ray_jobs.train.train_here", late)
+    said = io.StringIO()
+    folder = run_training(job, Console(file=said))
+    assert (folder / "model" / "provenance.json").exists()
+    assert not stop_asked(folder)
+    assert "1/1" in said.getvalue()
+    assert "stopped" not in said.getvalue()
 
 
 def test_a_run_killed_with_sigkill_and_started_again_ends_with_the_same_bits(straight, tmp_path, tiny_sd, tiny_pairs):
