@@ -16,6 +16,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "MPLBACKEND": "agg",
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks the real service what kind a bucket is, whatever the endpoint
 }
 
 for name, value in QUIET.items():

@@ -18,7 +18,7 @@ TIME = "2026-01-01T00:00:00.000Z"
 
 def environment(served: Served) -> dict[str, str]:
     """What leads programs to the server."""
-    return {"STORAGE_EMULATOR_HOST": served.url, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+    return {"STORAGE_EMULATOR_HOST": served.url}
 
 
 class _Handler(BaseHTTPRequestHandler):

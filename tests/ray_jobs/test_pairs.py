@@ -75,7 +75,7 @@ def test_what_cannot_be_made_is_one_line(words, message, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("preset", "words", "shown"),
     [
-        ("demo/pairs", [], ["about 384 to draw, 9,216 passes", "shapes, 2,304 images"]),
+        ("demo/pairs", [], ["about 341 to draw, 8,184 passes", "shapes, 2,048 images"]),
         ("data/pairs-samples", [], ["to draw", "shapes/score"]),
         ("data/pairs-downgrade", [f"recipe.data.paths=[{REAL}]"], ["69, at most", "blur, grid, noise"]),
         ("data/pairs-other-caption", [f"recipe.data.paths=[{REAL}]"], ["at most 23"]),
