@@ -38,17 +38,21 @@ def make_config(model: Path, pairs: Path, **sections: dict[str, Any]) -> TrainSe
 
 def run(config: TrainSection, folder: Path, context: RunContext | None = None) -> Weights:
     """Train in ``folder``; the trained weights."""
+    run_rank(config, folder, context or LocalContext(folder, "cpu"))
+    saved = load_latest(folder / "checkpoints")
+    assert saved is not None
+    return saved.weights
+
+
+def run_rank(config: TrainSection, folder: Path, context: RunContext) -> None:
+    """What one rank does. Its return does not mean that rank 0 has written the last checkpoint."""
     folder.mkdir(exist_ok=True)
-    context = context or LocalContext(folder, "cpu")
     plan = Plan.build(config.data)
 
     def batches(start: int):
         return step_batches(plan, config.data, config.loop.share(context), start)
 
     train(config, context, plan, batches, name="test")
-    saved = load_latest(folder / "checkpoints")
-    assert saved is not None
-    return saved.weights
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -121,7 +125,7 @@ def run_ranks(config: TrainSection, folder: Path, world_size: int) -> Weights:
 
     def work(rank: int) -> None:
         try:
-            run(config, folder, ThreadContext(ranks, rank, folder))
+            run_rank(config, folder, ThreadContext(ranks, rank, folder))
         except BaseException as error:
             errors.append(error)
             ranks.barrier.abort()

@@ -12,6 +12,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
+    ray.shutdown()  # what a verb has started in this process stays up after it
     ray.init(
         address="local",
         num_cpus=2,
