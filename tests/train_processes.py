@@ -11,9 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dpo_core.checkpoint import load_latest
 from dpo_core.recipe import TrainSection
 from dpo_core.stopping import Request
-from tests.train_runs import Weights, run
+from tests.train_runs import Weights, run_rank
 
 
 class ProcessContext:
@@ -76,4 +77,7 @@ def _rank(meeting: Path, folder: Path, rank: int, world_size: int, work: Callabl
 
 def run_processes(config: TrainSection, folder: Path, world_size: int) -> Weights:
     """The same run shared by ``world_size`` processes; the weights that rank 0 saved."""
-    return in_processes(folder, world_size, lambda context: run(config, folder, context))[0]
+    in_processes(folder, world_size, lambda context: run_rank(config, folder, context))
+    saved = load_latest(folder / "checkpoints")
+    assert saved is not None
+    return saved.weights
